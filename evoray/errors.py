@@ -1,0 +1,13 @@
+"""What can go wrong, and who has to act: `UserError` (exit code 2) and `EvorayError` (exit code 1)."""
+
+
+class EvorayError(Exception):
+    """A failure that is not the user's mistake. One line; the command line exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class UserError(EvorayError):
+    """A user's mistake. Its one line names the value, the limit and the remedy."""
+
+    exit_code = 2
