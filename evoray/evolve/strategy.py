@@ -1,0 +1,189 @@
+"""The search itself, as an object with ask, tell and stop.
+
+Holds: `Outcome`, `OnePlusLambda`.
+
+    while not strategy.stop:
+        race = strategy.ask()
+        while (measurement := race.ask()) is not None:
+            race.tell(*measure(measurement))
+        strategy.tell(strategy.outcome(race.result))
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from evoray.errors import UserError
+from evoray.evolve.draws import Purpose, rng
+from evoray.evolve.mutation import Mutation
+from evoray.evolve.race import FixedRace, Race, RaceFactory, RaceResult, Rung
+from evoray.evolve.seeding import initial
+from evoray.space import Genotype, Space
+
+_REPEATS = 200
+"""Draws in a row that may give nothing new before a generation is left with the offspring it has."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that a generation leaves behind; telling recorded ones in order restores a strategy exactly.
+
+    Attributes:
+        generation: 0 for the race that finds a start.
+        winner: who goes on. A list, as it comes out of a journal, becomes a tuple.
+        fitness: its loss in nats per token on the last rung; infinite when nothing could be measured.
+    """
+
+    generation: int
+    winner: Genotype
+    fitness: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "winner", tuple(int(index) for index in self.winner))
+        object.__setattr__(self, "fitness", float(self.fitness))
+
+
+class OnePlusLambda:
+    """(1 + lambda): the parent and its offspring race, and the winner is the next parent.
+
+    The start is, in this order: the one given; the level that meets the target exactly, in every gene (an integer
+    target in bits); else the winner of a race over random legal genotypes on the first rung's tokens, which is
+    generation 0. Other generations count from 1.
+
+    It holds no generator: what a generation draws depends only on seed, generation and the parent, so asking again
+    gives the same offspring. Offspring are distinct and none is the parent.
+
+    Args:
+        space: what may be chosen.
+        offspring: how many a generation; fewer where the parent has hardly more neighbours.
+        rungs: of each generation's race, see `evoray.evolve.rungs`.
+        mutation: makes a child.
+        seed: of all draws.
+        generations: after how many to stop, the race for the start not counted.
+        initial_candidates: how many random genotypes race for the start.
+        start: a legal genotype to start from.
+        race: makes the races.
+
+    Raises:
+        UserError: counts below their least, or a start that is not legal.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        offspring: int,
+        rungs: Sequence[Rung],
+        mutation: Mutation,
+        seed: int,
+        generations: int,
+        initial_candidates: int = 32,
+        start: Genotype | None = None,
+        race: RaceFactory = FixedRace,
+    ) -> None:
+        if offspring < 1 or generations < 0 or initial_candidates < 1 or seed < 0:
+            raise UserError(
+                f"offspring {offspring} and initial candidates {initial_candidates} must be 1 or more, "
+                f"generations {generations} and seed {seed} 0 or more"
+            )
+        if not rungs:
+            raise UserError("a search needs at least one rung; give survivors and tokens")
+        if start is not None and not space.is_legal(start):
+            raise UserError(f"the start costs {space.cost(start)}, above the limit {space.limit}; give one within it")
+        self._space = space
+        self._count = offspring
+        self._rungs = tuple(rungs)
+        self._mutation = mutation
+        self._seed = seed
+        self._generations = generations
+        self._initial_candidates = initial_candidates
+        self._race = race
+        self._parent = start if start is not None else space.uniform()
+        self._fitness: float | None = None
+        self._generation = 0 if self._parent is None else 1
+        self._drawn: tuple[Genotype, ...] | None = None
+
+    @property
+    def generation(self) -> int:
+        """The one that `ask` gives next."""
+        return self._generation
+
+    @property
+    def generations(self) -> int:
+        """The last one."""
+        return self._generations
+
+    @property
+    def parent(self) -> Genotype | None:
+        """The best so far; None before a start was found."""
+        return self._parent
+
+    @property
+    def fitness(self) -> float | None:
+        """The parent's loss in nats per token on the last rung it won; None before it raced."""
+        return self._fitness
+
+    @property
+    def stop(self) -> bool:
+        """Whether there is nothing more to ask."""
+        return self.reason is not None
+
+    @property
+    def reason(self) -> str | None:
+        """Why it stops, for people; None while it goes on."""
+        if self._parent is None:
+            return None
+        if self._generation > self._generations:
+            return f"all {self._generations} generations are done"
+        if not self._offspring():
+            return f"no legal neighbour of the parent was found in {_REPEATS} draws of generation {self._generation}"
+        return None
+
+    def ask(self) -> Race:
+        """The next generation's race, from its beginning.
+
+        Raises:
+            RuntimeError: the search has stopped.
+        """
+        if self._parent is None:
+            draws = rng(self._seed, 0, Purpose.START)
+            candidates = initial(self._space, self._initial_candidates, draws)
+            return self._race(candidates, None, (Rung(1, self._rungs[0].tokens),))
+        if (reason := self.reason) is not None:
+            raise RuntimeError(f"the search has stopped: {reason}")
+        return self._race(self._offspring(), self._parent, self._rungs)
+
+    def outcome(self, result: RaceResult) -> Outcome:
+        """What to record of the current generation's race, and to tell."""
+        return Outcome(self._generation, result.winner, result.fitness)
+
+    def tell(self, outcome: Outcome) -> None:
+        """Goes on to the next generation.
+
+        Raises:
+            ValueError: the outcome of another generation, or a winner that is not legal.
+        """
+        if outcome.generation != self._generation:
+            raise ValueError(f"generation {outcome.generation} was told while {self._generation} is expected")
+        if not self._space.is_legal(outcome.winner):
+            raise ValueError(f"the winner told for generation {outcome.generation} is not legal in this space")
+        self._parent = outcome.winner
+        self._fitness = outcome.fitness
+        self._generation += 1
+        self._drawn = None
+
+    def _offspring(self) -> tuple[Genotype, ...]:
+        """Drawn when first needed: telling a long journal draws nothing."""
+        if self._drawn is None:
+            assert self._parent is not None
+            draws = rng(self._seed, self._generation, Purpose.OFFSPRING)
+            found: dict[Genotype, None] = {}
+            repeats = 0
+            while len(found) < self._count and repeats < _REPEATS:
+                child = self._mutation(self._space, self._parent, draws)
+                if child is None or child == self._parent or child in found:
+                    repeats += 1
+                else:
+                    found[child] = None
+                    repeats = 0
+            self._drawn = tuple(found)
+        return self._drawn

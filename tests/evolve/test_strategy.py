@@ -1,0 +1,175 @@
+import json
+from dataclasses import asdict
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evoray.errors import UserError
+from evoray.evolve import FixedRace, LevelSwitch, OnePlusLambda, Outcome, rungs
+
+STAGES = rungs([4, 1], [8, 16])
+
+
+def make(space, **changes):
+    settings_of = {"offspring": 8, "rungs": STAGES, "mutation": LevelSwitch(), "seed": 0, "generations": 5}
+    return OnePlusLambda(space, **(settings_of | changes))
+
+
+def drive(strategy, loss_of, generations=10**9):
+    """A user's driver. Returns what was told and every measurement asked for."""
+    told, asked = [], []
+    while not strategy.stop and len(told) < generations:
+        race = strategy.ask()
+        while (measurement := race.ask()) is not None:
+            asked.append((strategy.generation, measurement))
+            race.tell(np.array([[loss_of(g) * measurement.tokens] for g in measurement.genotypes]),
+                      np.array([measurement.tokens]))  # fmt: skip
+        told.append(strategy.outcome(race.result))
+        strategy.tell(told[-1])
+    return told, asked
+
+
+def table_of(space, seed):
+    """A loss that falls with every level up, by amounts that differ: additive, so the optimum is a knapsack's."""
+    rng = np.random.default_rng(seed)
+    drops = [np.concatenate([[0], np.cumsum(rng.random(len(gene.costs) - 1) * 2)]) for gene in space.genes]
+    return lambda genotype: 20 - sum(float(drop[index]) for drop, index in zip(drops, genotype, strict=True))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), st.integers(0, 2**32), st.booleans(), st.integers(1, 12))
+def test_offspring_are_legal_distinct_and_not_the_parent(any_space, data, seed, equal_steps, count):
+    space = data.draw(any_space)
+    strategy = make(space, seed=seed, offspring=count, mutation=LevelSwitch(equal_steps), generations=3)
+    told, asked = drive(strategy, table_of(space, seed))
+    assert strategy.reason
+    assert space.is_legal(strategy.parent)
+    parents = {outcome.generation + 1: outcome.winner for outcome in told}
+    for generation, measurement in asked:
+        assert all(space.is_legal(g) for g in measurement.genotypes)
+        assert len(set(measurement.genotypes)) == len(measurement.genotypes)
+        assert len(measurement.genotypes) <= (32 if generation == 0 else count + 1)
+        if measurement.rung == 0 and generation > 0:
+            assert parents[generation] not in measurement.genotypes
+    if equal_steps:
+        assert len({space.cost(outcome.winner) for outcome in told}) <= 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_it_finds_the_exhaustive_optimum_of_a_tiny_space(space_of, seed):
+    uneven = space_of([[size * bits for bits in (2, 3, 4, 6)] for size in (1, 1, 2, 3, 5)], 42)
+    even = space_of([[2, 3, 4, 5]] * 5, 16)
+    for space, equal_steps in ((uneven, False), (even, False), (even, True)):
+        loss_of = table_of(space, seed)
+        legal = [g for g in product(*(range(len(gene.costs)) for gene in space.genes)) if space.is_legal(g)]
+        strategy = make(space, seed=seed, mutation=LevelSwitch(equal_steps), generations=60, offspring=16)
+        drive(strategy, loss_of)
+        assert strategy.parent == min(legal, key=loss_of)
+        assert strategy.fitness == pytest.approx(loss_of(strategy.parent))
+
+
+def test_fitness_never_rises_without_noise(space_of):
+    space = space_of([[size * bits for bits in (2, 3, 4, 6, 8)] for size in [1, 3, 7] * 10], 500)
+    told, _ = drive(make(space, generations=25), table_of(space, 1))
+    fitness = [outcome.fitness for outcome in told]
+    assert fitness == sorted(fitness, reverse=True)
+    assert fitness[-1] < fitness[0]
+
+
+def test_told_outcomes_restore_the_search_exactly(space_of):
+    space = space_of([[size * bits for bits in (2, 3, 4, 6, 8)] for size in [1, 3, 7] * 5], 250)
+    loss_of = table_of(space, 2)
+    whole, asked = drive(make(space, generations=12), loss_of)
+    for cut in (0, 1, 5, 13):
+        resumed = make(space, generations=12)
+        for outcome in whole[:cut]:
+            line = json.dumps(asdict(outcome))  # through a journal and back
+            resumed.tell(Outcome(**json.loads(line)))
+        rest, asked_again = drive(resumed, loss_of)
+        assert whole[:cut] + rest == whole
+        assert asked_again == [(g, m) for g, m in asked if g >= cut]
+        assert resumed.stop
+
+
+def test_asking_again_gives_the_same_and_another_seed_another(space_of):
+    space = space_of([[2, 3, 4]] * 12, 36, level="1")
+    first = make(space).ask().ask()
+    strategy = make(space)
+    assert strategy.ask().ask() == strategy.ask().ask() == first
+    assert make(space, seed=1).ask().ask() != first
+    strategy.tell(Outcome(1, strategy.parent, 1.0))
+    assert strategy.ask().ask() != first
+
+
+def test_a_level_that_meets_the_target_is_the_start_and_needs_no_race(space_of):
+    strategy = make(space_of([[2, 3, 4]] * 6, 18, level="1"))
+    assert (strategy.generation, strategy.parent, strategy.fitness) == (1, (1,) * 6, None)
+    given_start = make(space_of([[2, 3, 4]] * 6, 18, level="1"), start=(2, 0, 1, 1, 1, 1))
+    assert (given_start.generation, given_start.parent) == (1, (2, 0, 1, 1, 1, 1))
+
+
+def test_any_other_start_is_the_best_of_random_ones_on_the_first_rungs_tokens(space_of):
+    space = space_of([[2, 3, 4]] * 20, 50)
+    loss_of = table_of(space, 3)
+    strategy = make(space, initial_candidates=32)
+    assert (strategy.generation, strategy.parent, strategy.stop) == (0, None, False)
+    told, asked = drive(strategy, loss_of, generations=1)
+    [(_, measurement)] = asked
+    assert (measurement.rung, measurement.tokens, len(measurement.genotypes)) == (0, 8, 32)
+    assert told == [Outcome(0, min(measurement.genotypes, key=loss_of), told[0].fitness)]
+    assert strategy.generation == 1
+
+
+def test_few_neighbours_give_few_offspring_and_none_stop_the_search(space_of):
+    few = make(space_of([[2, 3], [2, 3], [2, 3]], 7), start=(1, 0, 0))
+    # Two are within the first rung's four survivors, so they meet the parent on the last at once.
+    assert sorted(few.ask().ask().genotypes) == [(0, 0, 1), (0, 1, 0), (1, 0, 0)]
+    for space in (space_of([[2, 3], [2, 3]], 4), space_of([[2, 3], [2, 3]], 6), space_of([[5]], 5)):
+        alone = make(space)
+        told, _ = drive(alone, lambda g: 1.0)
+        assert len(told) == 1
+        assert "no legal neighbour" in alone.reason
+        with pytest.raises(RuntimeError, match="no legal neighbour"):
+            alone.ask()
+
+
+def test_generations_end_it(space_of):
+    strategy = make(space_of([[2, 3, 4]] * 6, 18, level="1"), generations=2)
+    told, _ = drive(strategy, sum)
+    assert [outcome.generation for outcome in told] == [1, 2]
+    assert strategy.reason == "all 2 generations are done"
+    assert make(space_of([[2, 3, 4]] * 6, 18, level="1"), generations=0).stop
+
+
+def test_a_policy_of_races_can_be_put_in(space_of):
+    made = []
+
+    def one_rung(offspring, parent, stages):
+        made.append(parent)
+        return FixedRace(offspring, parent, stages[-1:])
+
+    strategy = make(space_of([[2, 3, 4]] * 6, 18, level="1"), race=one_rung)
+    assert strategy.ask().ask().tokens == 16
+    assert made == [strategy.parent]
+
+
+def test_misuse_is_named(space_of):
+    space = space_of([[2, 3, 4]] * 6, 18, level="1")
+    strategy = make(space)
+    with pytest.raises(ValueError, match="generation 4 was told while 1"):
+        strategy.tell(Outcome(4, strategy.parent, 1.0))
+    with pytest.raises(ValueError, match="not legal"):
+        strategy.tell(Outcome(1, (2,) * 6, 1.0))
+    for change, says in [
+        ({"offspring": 0}, "offspring 0"),
+        ({"generations": -1}, "generations -1"),
+        ({"initial_candidates": 0}, "candidates 0"),
+        ({"seed": -1}, "seed -1"),
+        ({"rungs": ()}, "at least one rung"),
+        ({"start": (2,) * 6}, "costs 24, above the limit 18"),
+    ]:
+        with pytest.raises(UserError, match=says):
+            make(space, **change)
