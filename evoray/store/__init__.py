@@ -1,0 +1,22 @@
+"""Compressed weights of every layer at every level, in a folder or on object storage.
+
+`Location` (a place), `Manifest` (what a store holds), `VariantStore` (reads), `StoreWriter` (builds).
+"""
+
+from evoray.store.location import Location
+from evoray.store.manifest import FileEntry, LayerEntry, LevelCost, Manifest, StoreHeader
+from evoray.store.variants import Buffer, Variant, VariantStore
+from evoray.store.writer import StoreWriter
+
+__all__ = [
+    "Buffer",
+    "FileEntry",
+    "LayerEntry",
+    "LevelCost",
+    "Location",
+    "Manifest",
+    "StoreHeader",
+    "StoreWriter",
+    "Variant",
+    "VariantStore",
+]
