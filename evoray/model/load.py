@@ -1,0 +1,195 @@
+"""Loading a model, its configuration and its tokenizer.
+
+Holds:
+- `load_model`: the base model, in evaluation mode, straight to its device.
+- `load_config`, `load_tokenizer`.
+- `settle_numerics`: the process's switches that decide bits.
+- `pick_device`: "auto" made definite, with a check that the device is there.
+- `refusal`: transformers' complaint about a model as one line.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from evoray.errors import EvorayError, UserError
+from evoray.model.checkpoint import Need, checkpoint_dtype, resolve_checkpoint
+from evoray.model.quiet import quiet_transformers
+from evoray.model.slots import DEFAULT_SLOTS, LoadSlots
+
+AUTO = "auto"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def load_model(
+    model: str,
+    *,
+    revision: str | None = None,
+    dtype: str = AUTO,
+    device: str = "cpu",
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    load_slots: int = DEFAULT_SLOTS,
+) -> PreTrainedModel:
+    """Load a base model for evaluation.
+
+    Settles the process's numerics first (`settle_numerics`). On a CUDA device the weights go straight there, a file
+    at a time, so no process ever holds the whole model in host memory.
+
+    Args:
+        model: A folder, a model id, or the name of the embedded model; anything `AutoModelForCausalLM` loads.
+        revision: Branch, tag or commit on the hub.
+        dtype: "float32", "float16", "bfloat16", or "auto": float32 on the CPU (where half precision is slow and
+            coarse), the checkpoint's own dtype on CUDA.
+        device: "cpu", "cuda", "cuda:N", or "auto" (CUDA where there is one).
+        attn_implementation: transformers' name of the attention code; None for its own choice.
+        trust_remote_code: Let the checkpoint's own Python run.
+        load_slots: Models that may load at once on this node; others wait.
+
+    Returns:
+        The model in evaluation mode, without gradients.
+
+    Raises:
+        UserError: The model, dtype, device or attention implementation is not to be had.
+        EvorayError: The device has too little memory.
+    """
+    place = pick_device(device)
+    if dtype != AUTO and dtype not in DTYPES:
+        raise UserError(f"dtype {dtype}: not one of {', '.join([AUTO, *DTYPES])}; choose one of them")
+    folder = resolve_checkpoint(model, revision, Need.weights)
+    config = load_config(model, revision, trust_remote_code)
+    if dtype == AUTO:
+        kind = torch.float32 if place.type == "cpu" else checkpoint_dtype(folder, config)
+    else:
+        kind = DTYPES[dtype]
+    settle_numerics()
+    arguments: dict[str, Any] = {"dtype": kind, "trust_remote_code": trust_remote_code, "output_loading_info": True}
+    if attn_implementation is not None:
+        arguments["attn_implementation"] = attn_implementation
+    if place.type != "cpu":
+        arguments["device_map"] = {"": place}
+    try:
+        with LoadSlots(load_slots), quiet_transformers():
+            answer: Any = AutoModelForCausalLM.from_pretrained(folder, **arguments)
+    except torch.OutOfMemoryError:
+        raise EvorayError(
+            f"model {model}: {place} has too little free memory for it in {kind}; "
+            "choose another --dtype, free the device, or take a larger one"
+        ) from None
+    # Loaders raise their own kinds of exceptions (safetensors, pickle, remote code); all mean this checkpoint.
+    except Exception as error:
+        raise refusal(model, error) from error
+    loaded: PreTrainedModel
+    loaded, info = answer
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise UserError(
+            f"model {model}: its checkpoint lacks {len(missing)} of the weights that {type(loaded).__name__} needs, "
+            f"{missing[0]} first; choose a complete causal language model"
+        )
+    loaded.eval()
+    loaded.requires_grad_(False)
+    return loaded
+
+
+def load_config(model: str, revision: str | None = None, trust_remote_code: bool = False) -> PretrainedConfig:
+    """Load a model's configuration.
+
+    Raises:
+        UserError: It is missing or unreadable, of a kind transformers doesn't know, or of a model that is quantized
+            already.
+    """
+    folder = resolve_checkpoint(model, revision, Need.config)
+    try:
+        with quiet_transformers():
+            config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise refusal(model, error) from error
+    quantization = getattr(config, "quantization_config", None)
+    if quantization:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else type(quantization).__name__
+        raise UserError(f"model {model} is quantized already ({method}); choose the checkpoint it was made from")
+    return config
+
+
+def load_tokenizer(model: str, revision: str | None = None, trust_remote_code: bool = False) -> Tokenizer:
+    """Load a model's tokenizer.
+
+    Raises:
+        UserError: It is missing or unreadable.
+    """
+    folder = resolve_checkpoint(model, revision, Need.tokenizer)
+    try:
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # tokenizers raise plain Exception for unreadable files
+        raise refusal(f"{model} (tokenizer)", error) from error
+
+
+def settle_numerics() -> None:
+    """Set the switches of this process that decide the bits of a result, once, before a model is loaded.
+
+    Full float32 products, no autotuning, no atomics, no split sums in half precision. Operations that exist only in
+    an unordered form warn instead of failing.
+    """
+    # Read by cuBLAS when it first starts; without it, its results may change with what runs beside.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    with warnings.catch_warnings():
+        # Newer torch has other names for these switches, but not all versions we support have them.
+        warnings.simplefilter("ignore")
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Part of that mode by default, and of no use to us: it only makes reads of unwritten memory repeatable.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def pick_device(device: str) -> torch.device:
+    """Make a device definite.
+
+    Args:
+        device: "auto", "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        UserError: No such device here.
+    """
+    if device == AUTO:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"device {device}: not known; choose auto, cpu, cuda or cuda:N") from None
+    if place.type == "cpu":
+        return torch.device("cpu")
+    if place.type != "cuda":
+        raise UserError(f"device {device}: not supported; choose auto, cpu, cuda or cuda:N")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    index = place.index or 0
+    if index >= count:
+        raise UserError(f"device {device}: torch sees {count} CUDA devices here; choose cpu or a lower number")
+    return torch.device("cuda", index)
+
+
+def refusal(model: str, error: Exception) -> UserError:
+    """What transformers said about a model it can't build or read, as one line of ours."""
+    if "trust_remote_code" in str(error):
+        return UserError(f"model {model} brings its own code; give --trust-remote-code if you trust it")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[0] if lines else type(error).__name__
+    if isinstance(error, KeyError):
+        reason = f"KeyError {reason}"
+    if len(reason) > 240:
+        reason = reason[:240].rstrip() + "..."
+    return UserError(
+        f"model {model}: transformers can't load it ({reason}); check that it is a complete causal language model"
+    )
