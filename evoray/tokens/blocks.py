@@ -37,6 +37,10 @@ SHORTEST_WHOLE_BLOCK = 2 * SHORTEST_BLOCK - 1
 TOGETHER_DOCUMENTS = 64
 TOGETHER_CHARACTERS = 1 << 20
 
+# A limited text takes from at least so many documents where there are as many: losses on blocks of one document go
+# together, so they tell less.
+SPREAD_DOCUMENTS = 64
+
 # The purpose in default_rng([seed, generation, purpose]); documents are shuffled before the first generation.
 SHUFFLE_DOCUMENTS = 101
 
@@ -174,14 +178,11 @@ def read_text(
     blocks: list[np.ndarray] = []
     digests: list[str] = []
     left = max_tokens
-    for document, ids in _tokenize(documents, tokenizer):
-        for block in _cut_blocks(ids, bos_id, policy, sequence_length):
-            if len(block) < least or left == 0:
-                continue
-            size = len(block) if left is None else cut_to(len(block), left, SHORTEST_BLOCK)
-            blocks.append(block[:size])
-            digests.append(document.digest)
-            left = None if left is None else left - size
+    for digest, block in _spread(_tokenize(documents, tokenizer), bos_id, policy, sequence_length, least, max_tokens):
+        size = len(block) if left is None else cut_to(len(block), left, SHORTEST_BLOCK)
+        blocks.append(block[:size])
+        digests.append(digest)
+        left = None if left is None else left - size
         if left == 0:
             break
     if not blocks:
@@ -190,6 +191,33 @@ def read_text(
             f"none of those with {least} tokens; cut it into more documents by --separator, or give other text"
         )
     return TokenText(tuple(blocks), tuple(digests), sequence_length)
+
+
+def _spread(
+    documents: Iterator[tuple[Document, np.ndarray]],
+    bos: int | None,
+    policy: BosPolicy,
+    sequence_length: int,
+    least: int,
+    max_tokens: int | None,
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Digest and block of all blocks; under a limit first a few of each document, so that long ones don't take it all.
+
+    The few are evenly spaced over their document; the others follow, should the few not reach the limit.
+    """
+    few = None if max_tokens is None else max(1, max_tokens // (SPREAD_DOCUMENTS * sequence_length))
+    later: list[tuple[str, np.ndarray]] = []
+    for document, ids in documents:
+        blocks = [block for block in _cut_blocks(ids, bos, policy, sequence_length) if len(block) >= least]
+        chosen = set(range(len(blocks)))
+        if few is not None and few < len(blocks):
+            chosen = {index * len(blocks) // few for index in range(few)}
+        for index, block in enumerate(blocks):
+            if index in chosen:
+                yield document.digest, block
+            else:
+                later.append((document.digest, block))
+    yield from later
 
 
 def cut_to(size: int, left: int, least: int) -> int:

@@ -1,0 +1,5 @@
+"""`python -m evoray`."""
+
+from evoray.cli import main
+
+main()

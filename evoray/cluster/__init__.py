@@ -1,0 +1,13 @@
+"""Many evaluators as one. The only room that imports ray, and only when a pool of actors is opened.
+
+`dispatch.py`: `Dispatcher`: who does what, and again after a loss; pure logic.
+`worker.py`: `WorkerSpec`, `DeviceRecord`, `Worker`: one evaluator and the facts that its bits depend on.
+`pool.py`: `Pool`, `LocalPool`, `open_pool`: what a driver sees.
+`ray_pool.py`: `RayPool`: workers as Ray actors that may die.
+"""
+
+from evoray.cluster.dispatch import Dispatcher, Item
+from evoray.cluster.pool import LocalPool, Pool, open_pool
+from evoray.cluster.worker import DeviceRecord, Worker, WorkerSpec
+
+__all__ = ["DeviceRecord", "Dispatcher", "Item", "LocalPool", "Pool", "Worker", "WorkerSpec", "open_pool"]

@@ -1,0 +1,148 @@
+"""What a driver sees of its workers: losses of candidates on batches, wherever they are computed.
+
+Holds: `Pool`, `LocalPool`, `open_pool`.
+
+Legend: N candidates, L layers, B blocks over all batches.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import numpy as np
+
+from evoray.cluster.worker import DeviceRecord, Worker, WorkerSpec
+from evoray.evaluator import Work
+from evoray.fitness import Fitness, TeacherBlock
+
+
+class Pool(ABC):
+    """Workers that measure. Use it as a context manager; `close` gives everything back.
+
+    Attributes:
+        workers: how many there are, 0 for the driver's own process.
+        record: what the bits of its losses depend on.
+        notes: which short cuts the model does not allow.
+        named_aside: candidates that kill workers, as tuples of row entries. Their losses are infinite.
+        lost: how many times a worker was lost.
+    """
+
+    workers: int
+    record: DeviceRecord
+    notes: tuple[str, ...]
+
+    def __init__(self) -> None:
+        self.named_aside: set[tuple[int, ...]] = set()
+        self.lost = 0
+
+    def measure(
+        self,
+        rows_NL: np.ndarray,
+        works: Sequence[Work],
+        fitness: Fitness,
+        progress: Callable[[float], None] | None = None,
+    ) -> np.ndarray:
+        """The loss of every candidate on every block.
+
+        Args:
+            rows_NL: int8, one row per candidate, as `Space.rows` gives them.
+            works: the batches.
+            fitness: what is measured.
+            progress: told the share that is done, 0 to 1.
+
+        Returns:
+            float64 [N, B]: sums in nats over each block's counted tokens, blocks in the order of the batches. Infinite
+            for a candidate whose loss is NaN, or that was set aside because it kills workers.
+
+        Raises:
+            UserError: a variant is missing or corrupt.
+            EvorayError: workers fail for a reason of their own.
+        """
+        rows_NL = np.asarray(rows_NL, dtype=np.int8)
+        alive = [index for index, row in enumerate(rows_NL) if tuple(row.tolist()) not in self.named_aside]
+        losses_NB = np.full((len(rows_NL), sum(len(work.cuts) for work in works)), np.inf)
+        if alive:
+            losses_NB[alive] = self._measure(rows_NL[alive], works, fitness, progress)
+        return losses_NB
+
+    @abstractmethod
+    def _measure(
+        self, rows_NL: np.ndarray, works: Sequence[Work], fitness: Fitness, progress: Callable[[float], None] | None
+    ) -> np.ndarray: ...
+
+    @abstractmethod
+    def teach(self, works: Sequence[Work], progress: Callable[[float], None] | None = None) -> list[list[TeacherBlock]]:
+        """The base model's part of a KL divergence, per batch and block."""
+
+    def close(self) -> None:  # noqa: B027
+        """Gives back what the pool holds."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+
+class LocalPool(Pool):
+    """One evaluator in the driver's own process. No Ray.
+
+    Args:
+        spec: how to build it.
+    """
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        super().__init__()
+        self.workers = 0
+        self._worker = Worker(spec)
+        self.record = self._worker.record
+        self.notes = self._worker.notes
+
+    def _measure(
+        self, rows_NL: np.ndarray, works: Sequence[Work], fitness: Fitness, progress: Callable[[float], None] | None
+    ) -> np.ndarray:
+        parts = []
+        for done, work in enumerate(works, start=1):
+            losses_NB = self._worker.losses(rows_NL, work, fitness)
+            parts.append(np.where(np.isnan(losses_NB), np.inf, losses_NB))
+            if progress:
+                progress(done / len(works))
+        return np.concatenate(parts, axis=1)
+
+    def teach(self, works: Sequence[Work], progress: Callable[[float], None] | None = None) -> list[list[TeacherBlock]]:
+        taught = []
+        for done, work in enumerate(works, start=1):
+            taught.append(self._worker.teach(work))
+            if progress:
+                progress(done / len(works))
+        return taught
+
+
+def open_pool(
+    spec: WorkerSpec,
+    *,
+    workers: int | None = None,
+    address: str | None = None,
+    allow_mixed: bool = False,
+    wait: float = 600.0,
+    memory: int = 0,
+) -> Pool:
+    """Opens a pool.
+
+    Args:
+        spec: how each worker is built.
+        workers: 0 for this process, without Ray; None for one per GPU, or one per core over `spec.threads`.
+        address: of a running Ray cluster; None joins the one this job was submitted to, else starts a local one.
+        allow_mixed: let workers of other devices in, and give up bit-equal losses.
+        wait: seconds to wait for the first worker.
+        memory: bytes of host memory that each actor asks Ray for.
+
+    Raises:
+        UserError: no such cluster, or workers that can't load what the spec names.
+        EvorayError: no worker within `wait`.
+    """
+    if workers == 0:
+        return LocalPool(spec)
+    from evoray.cluster.ray_pool import RayPool
+
+    return RayPool(spec, workers=workers, address=address, allow_mixed=allow_mixed, wait=wait, memory=memory)

@@ -1,0 +1,198 @@
+"""One evaluator in some process: what it is made from, and what its bits depend on.
+
+Holds: `WorkerSpec`, `DeviceRecord`, `versions`, `Worker`. Knows no Ray: the driver's own process runs the same worker.
+"""
+
+import os
+import platform
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from evoray.errors import EvorayError, UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from evoray.evaluator import Work
+    from evoray.fitness import Fitness, TeacherBlock
+
+GIB = 1 << 30
+
+FORWARDED = ("HF_TOKEN", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+"""Environment that decides what a worker can load. It travels as an argument, not in Ray's runtime environment,
+because that one is shown on dashboards and a token must not be."""
+
+
+def versions() -> dict[str, str]:
+    """Versions that must be equal on driver and workers: python (major and minor), torch, transformers, evoray."""
+    return {
+        "python": ".".join(platform.python_version_tuple()[:2]),
+        **{name: version(name) for name in ("torch", "transformers", "evoray")},
+    }
+
+
+def forwarded_environment() -> dict[str, str]:
+    """What of this process's environment workers are given."""
+    return {name: os.environ[name] for name in FORWARDED if name in os.environ}
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """All that a worker needs to build its evaluator.
+
+    Attributes:
+        model, revision, trust_remote_code, attn_implementation, dtype, allow_partial: as `load_model` takes them.
+        device: "auto", "cpu" or "cuda".
+        store: folder or URI of the variants; None to judge the base model alone.
+        weights_digest: of the base weights, as the driver found them; a worker that loads others is refused.
+        threads: of torch, per worker.
+        vocabulary_chunk: rows of the head per matrix product.
+        boundary_bytes: limit of kept states at block boundaries.
+        variant_bytes: limit of ready weights on the device.
+        reuse: resume candidates from common prefixes.
+        versions: of the driver.
+        environment: set where the worker's own process lacks it. Not shown by repr: it may hold a token.
+    """
+
+    model: str
+    store: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    attn_implementation: str | None = None
+    dtype: str = "auto"
+    allow_partial: bool = False
+    device: str = "auto"
+    weights_digest: str | None = None
+    threads: int = 1
+    vocabulary_chunk: int = 16384
+    boundary_bytes: int = GIB
+    variant_bytes: int = 4 * GIB
+    reuse: bool = True
+    versions: dict[str, str] = field(default_factory=versions)
+    environment: dict[str, str] = field(default_factory=forwarded_environment, repr=False)
+
+
+@dataclass(frozen=True)
+class DeviceRecord:
+    """What the bits of a loss depend on beside model, candidate and batch. Equal on all workers of a run."""
+
+    device: str
+    capability: str
+    dtype: str
+    attention: str
+    threads: int
+    vocabulary_chunk: int
+    python: str
+    torch: str
+    transformers: str
+    evoray: str
+
+    def differences(self, other: "DeviceRecord") -> list[str]:
+        """One `key: this, not that` per key that differs."""
+        mine, theirs = asdict(self), asdict(other)
+        return [f"{key}: {mine[key]}, not {theirs[key]}" for key in mine if mine[key] != theirs[key]]
+
+
+class Worker:
+    """An evaluator with the model loaded, and its record.
+
+    Raises:
+        UserError: other versions than the driver's, other base weights, a model or store that can't be read.
+    """
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        for name, value in spec.environment.items():
+            os.environ.setdefault(name, value)
+        found = versions()
+        differing = [
+            f"{name} {found[name]}, the driver has {want}"
+            for name, want in spec.versions.items()
+            if found[name] != want
+        ]
+        if differing:
+            raise UserError(
+                f"worker on {platform.node()} has {'; '.join(differing)}; give all nodes the same image or runtime_env"
+            )
+        # Late, so that the environment above decides where weights are looked for.
+        import torch
+
+        from evoray.evaluator import Evaluator
+        from evoray.model import ModelAdapter, checkpoint_facts, load_model, pick_device
+        from evoray.store import VariantStore
+
+        # The whole machine is shared by one-thread workers; more threads than cores are many times slower.
+        torch.set_num_threads(spec.threads)
+        if spec.weights_digest is not None:
+            facts = checkpoint_facts(
+                spec.model, spec.revision, spec.trust_remote_code, allow_partial=spec.allow_partial
+            )
+            if facts.weights_digest != spec.weights_digest:
+                raise UserError(
+                    f"worker on {platform.node()} finds other weights of {spec.model} than the driver "
+                    f"({facts.weights_digest[:12]}, not {spec.weights_digest[:12]}); "
+                    "give --revision, or clear its cache"
+                )
+        device = pick_device(spec.device)
+        model = load_model(
+            spec.model,
+            revision=spec.revision,
+            dtype=spec.dtype,
+            device=str(device),
+            attn_implementation=spec.attn_implementation,
+            trust_remote_code=spec.trust_remote_code,
+        )
+        adapter = ModelAdapter(model, allow_partial=spec.allow_partial)
+        self.evaluator: Evaluator = Evaluator(
+            adapter,
+            None if spec.store is None else VariantStore.open(spec.store),
+            vocabulary_chunk=spec.vocabulary_chunk,
+            boundary_bytes=spec.boundary_bytes,
+            variant_bytes=spec.variant_bytes,
+            reuse=spec.reuse,
+        )
+        self.notes = adapter.notes
+        self.record = DeviceRecord(
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+            capability=".".join(map(str, torch.cuda.get_device_capability(device)))
+            if device.type == "cuda"
+            else torch.backends.cpu.get_cpu_capability(),
+            dtype=str(adapter.dtype).removeprefix("torch."),
+            attention=str(getattr(model.config, "_attn_implementation", None)),
+            threads=spec.threads,
+            vocabulary_chunk=spec.vocabulary_chunk,
+            **found,
+        )
+
+    def losses(self, rows_NL: "np.ndarray", work: "Work", fitness: "Fitness") -> "np.ndarray":
+        """As `Evaluator.losses`; says what to lower when the device's memory is full."""
+        return self._within_memory(lambda: self.evaluator.losses(rows_NL, work, fitness))
+
+    def teach(self, work: "Work") -> "list[TeacherBlock]":
+        """As `Evaluator.teach`."""
+        return self._within_memory(lambda: self.evaluator.teach(work))
+
+    def _within_memory(self, call):  # type: ignore[no-untyped-def]
+        import torch
+
+        try:
+            return call()
+        except torch.OutOfMemoryError:
+            # Ready variants give way first: they come back from host memory, and no bit depends on them.
+            self.evaluator.cache.clear()
+            torch.cuda.empty_cache()
+        try:
+            return call()
+        except torch.OutOfMemoryError as error:
+            first = str(error).splitlines()[0]
+            raise EvorayError(
+                f"{self.record.device} is out of memory ({first}); lower --tokens-per-pass or --variant-memory"
+            ) from None
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,215 @@
+"""One device, one base model: genotypes x batches -> losses.
+
+Holds: `Work` (one batch, ready to run), `Evaluator`, `VariantCache`, `settle_threads`.
+
+A loss is a pure function of (base model, row of levels, batch): how the rows are ordered, which prefixes are
+reused and what is cached changes no bit of it.
+
+Legend: N candidates, L layers, B blocks of the batch, T padded length, D hidden.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evoray.errors import EvorayError
+from evoray.fitness import Fitness, TeacherBlock, loss_head
+from evoray.formats import dense_weight
+from evoray.model import ModelAdapter
+from evoray.store import VariantStore
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Work:
+    """A batch as an evaluator takes it.
+
+    Attributes:
+        ids: int32 [B, T], right-padded.
+        cuts: tokens of each block that count, int [B]; the rest of a row is padding.
+        teacher: the teacher's part of each block, cut likewise; empty where no KL is asked for.
+    """
+
+    ids: np.ndarray
+    cuts: tuple[int, ...]
+    teacher: tuple[TeacherBlock, ...] = ()
+
+
+class VariantCache:
+    """Variants as ready weights in the modules' own layout, the least recently used leaving first.
+
+    Args:
+        adapter: the model they are for.
+        store: where they come from; None for an evaluator of the base model alone.
+        limit: bytes kept ready on the device.
+    """
+
+    def __init__(self, adapter: ModelAdapter, store: VariantStore | None, limit: int) -> None:
+        self.adapter, self.store, self.limit = adapter, store, limit
+        self.bytes = 0
+        self.hits = self.misses = 0
+        self._ready: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
+
+    def clear(self) -> None:
+        """Gives all back. What the model points at lives on until it is swapped."""
+        self._ready.clear()
+        self.bytes = 0
+
+    def get(self, layer: str, level: str) -> Tensor:
+        """The ready weight of one variant.
+
+        Raises:
+            UserError: the variant is missing or corrupt.
+        """
+        key = (layer, level)
+        if key in self._ready:
+            self.hits += 1
+            self._ready.move_to_end(key)
+            return self._ready[key]
+        if self.store is None:
+            raise EvorayError(f"{layer} at level {level} was asked of an evaluator without a store")
+        self.misses += 1
+        base = self.adapter.layers[layer].base
+        weight = self.adapter.ready(layer, dense_weight(self.store.read(layer, level), base.dtype, base.device))
+        self._ready[key] = weight
+        self.bytes += weight.nbytes
+        while self.bytes > self.limit and len(self._ready) > 1:
+            _, old = self._ready.popitem(last=False)
+            self.bytes -= old.nbytes
+        return weight
+
+
+class Evaluator:
+    """Measures candidates on batches with one model on one device.
+
+    Candidates are walked in lexicographic order of their blocks, and each resumes from the state at the first block
+    where it differs from the one before: a depth-first walk of the tree of their common prefixes.
+
+    Args:
+        adapter: the base model.
+        store: its variants; None when only the base model is judged.
+        vocabulary_chunk: rows of the head per matrix product; part of what fixes the bits of a loss.
+        boundary_bytes: limit of the kept states at block boundaries. Every k-th boundary is kept when all don't fit.
+        variant_bytes: limit of ready weights kept on the device.
+        reuse: resume from common prefixes. Off, every candidate is a whole pass; the losses are the same bits.
+    """
+
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        store: VariantStore | None,
+        *,
+        vocabulary_chunk: int = 16384,
+        boundary_bytes: int = GIB,
+        variant_bytes: int = 4 * GIB,
+        reuse: bool = True,
+    ) -> None:
+        self.adapter = adapter
+        self.cache = VariantCache(adapter, store, variant_bytes)
+        self.head = loss_head(adapter, vocabulary_chunk)
+        self.boundary_bytes = boundary_bytes
+        # Block -> the last boundary up to it from which a pass may start.
+        usable = adapter.boundaries | {0} if reuse else {0}
+        self._resume_at = [max(b for b in usable if b <= block) for block in range(adapter.n_blocks + 1)]
+        self.blocks_run = 0
+        self._sites: list[tuple[str, tuple[str, ...]]] = []
+        self._block_of: np.ndarray = np.zeros(0, dtype=np.int64)
+        if store is not None:
+            self._sites = [(layer.name, layer.levels) for layer in store.manifest.layers]
+            unknown = [name for name, _ in self._sites if name not in adapter.layers]
+            if unknown:
+                raise EvorayError(f"the store has a layer {unknown[0]} that the model lacks")
+            self._block_of = np.array([adapter.layers[name].block for name, _ in self._sites], dtype=np.int64)
+        self._installed = np.full(len(self._sites), -1, dtype=np.int8)
+
+    def losses(self, rows_NL: np.ndarray, work: Work, fitness: Fitness) -> np.ndarray:
+        """The loss of every candidate on every block of one batch.
+
+        Args:
+            rows_NL: int8, per candidate and layer of the store the index of its level, -1 for the base weight.
+            work: the batch.
+            fitness: what is measured.
+
+        Returns:
+            float64 [N, B]: sums over the block's counted tokens, in nats.
+
+        Raises:
+            UserError: a variant is missing or corrupt.
+        """
+        rows_NL = np.asarray(rows_NL, dtype=np.int8).reshape(len(rows_NL), len(self._sites))
+        ids_BT = self._ids(work)
+        losses_NB = np.empty((len(rows_NL), len(work.cuts)))
+        # lexsort takes its last key first, and a row's first layer is the tree's root.
+        order = np.lexsort(rows_NL.T[::-1]) if rows_NL.shape[1] else np.arange(len(rows_NL))
+        differs = self._first_differing_blocks(rows_NL[order])
+        stride = self._boundary_stride(ids_BT)
+        stack: dict[int, Tensor] = {}
+        for step, candidate in enumerate(order):
+            start = 0
+            if step:
+                if differs[step - 1] == self.adapter.n_blocks:
+                    losses_NB[candidate] = losses_NB[order[step - 1]]
+                    continue
+                stack = {boundary: state for boundary, state in stack.items() if boundary <= differs[step - 1]}
+                start = max(stack, default=0)
+            keep = self._boundaries_needed(differs, step, start, stride)
+            self._install(rows_NL[candidate])
+            hidden_BTD = self.adapter.hidden(
+                ids_BT, start=start, hidden_BTD=stack.get(start), keep=tuple(keep), kept=stack
+            )
+            self.blocks_run += self.adapter.n_blocks - start
+            losses_NB[candidate] = self._loss(hidden_BTD, work, ids_BT, fitness)
+        return losses_NB
+
+    def teach(self, work: Work) -> list[TeacherBlock]:
+        """The base model's part of a KL divergence, per block of the batch."""
+        self._install(np.full(len(self._sites), -1, dtype=np.int8))
+        return self.head.teach(self.adapter.hidden(self._ids(work)), work.cuts)
+
+    def _ids(self, work: Work) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(work.ids, dtype=np.int64)).to(self.adapter.device)
+
+    def _loss(self, hidden_BTD: Tensor, work: Work, ids_BT: Tensor, fitness: Fitness) -> np.ndarray:
+        with torch.inference_mode():
+            if fitness is Fitness.kl:
+                return self.head.kl(hidden_BTD, work.cuts, work.teacher)
+            return self.head.cross_entropy(hidden_BTD, work.cuts, ids_BT)
+
+    def _install(self, row_L: np.ndarray) -> None:
+        """Points each layer that differs at its variant; nothing is copied for a variant that is ready."""
+        for site in np.flatnonzero(row_L != self._installed):
+            layer, levels = self._sites[site]
+            if row_L[site] < 0:
+                self.adapter.restore(layer)
+            else:
+                self.adapter.swap(layer, self.cache.get(layer, levels[row_L[site]]))
+            self._installed[site] = row_L[site]
+
+    def _first_differing_blocks(self, sorted_NL: np.ndarray) -> np.ndarray:
+        """Per neighbouring pair the first block where they differ, int64 [N-1]; the number of blocks for equal rows."""
+        unequal = sorted_NL[1:] != sorted_NL[:-1]
+        if not unequal.shape[1]:
+            return np.full(len(unequal), self.adapter.n_blocks)
+        return np.where(unequal.any(1), self._block_of[unequal.argmax(1)], self.adapter.n_blocks)
+
+    def _boundary_stride(self, ids_BT: Tensor) -> int:
+        """Every how many boundaries one is kept, so that the stack stays within its limit."""
+        state_bytes = ids_BT.numel() * self.adapter.hidden_size * self.adapter.dtype.itemsize
+        fitting = self.boundary_bytes // max(1, state_bytes)
+        return self.adapter.n_blocks if fitting < 1 else -(-self.adapter.n_blocks // fitting)
+
+    def _boundaries_needed(self, differs: np.ndarray, step: int, start: int, stride: int) -> set[int]:
+        """The boundaries that a later candidate resumes from before anything makes them stale."""
+        needed: set[int] = set()
+        lowest = self.adapter.n_blocks
+        for block in differs[step:]:
+            if block < lowest:
+                lowest = int(block)
+                needed.add(self._resume_at[lowest - lowest % stride])
+            if lowest <= start:
+                break
+        return {boundary for boundary in needed if boundary > start}

@@ -1,0 +1,155 @@
+"""Losses of token blocks from last hidden states: KL divergence to the base model, and cross entropy.
+
+Holds: `Fitness`, `LossHead` (what the evaluator calls), built by `loss_head`.
+
+Legend: B blocks of the batch, T padded length, N tokens that count, D hidden, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evoray.fitness.head import LinearHead
+from evoray.fitness.teacher import TeacherBlock, TeacherForm
+from evoray.model import ModelAdapter
+
+
+class Fitness(StrEnum):
+    """What is minimised, in nats per token."""
+
+    kl = "kl"
+    perplexity = "perplexity"
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the base model's part is needed to measure it."""
+        return self is Fitness.kl
+
+    def counted(self, cuts_B: Sequence[int]) -> np.ndarray:
+        """How many tokens of each block count, int64 [B]: all for KL; the last one predicts nothing measurable."""
+        return np.asarray(cuts_B, dtype=np.int64) - (self is Fitness.perplexity)
+
+
+class LossHead(Protocol):
+    """Turns last hidden states into losses. All sums are float64, in nats, one per block."""
+
+    form: TeacherForm
+
+    def teach(self, hidden_BTD: Tensor, cuts_B: Sequence[int]) -> list[TeacherBlock]:
+        """The teacher's part of each block, from the base model's last hidden states."""
+        ...
+
+    def kl(self, hidden_BTD: Tensor, cuts_B: Sequence[int], teacher: Sequence[TeacherBlock]) -> np.ndarray:
+        """Sum over each block's tokens of KL(teacher || student), float64 [B]."""
+        ...
+
+    def cross_entropy(self, hidden_BTD: Tensor, cuts_B: Sequence[int], ids_BT: Tensor) -> np.ndarray:
+        """Sum over each block's tokens but the last of -log p(next token), float64 [B]."""
+        ...
+
+
+def loss_head(adapter: ModelAdapter, chunk: int) -> LossHead:
+    """The exact short cut where the model's head is linear, else its own output path."""
+    if adapter.head_is_linear and adapter.head is not None:
+        return _LinearLosses(LinearHead(adapter.head.weight, adapter.head.bias, chunk))
+    return _OwnPathLosses(adapter)
+
+
+def _flat(hidden_BTD: Tensor, cuts_B: Sequence[int]) -> Tensor:
+    """The tokens that count, block after block: [N, D]. Padding never reaches the head."""
+    return torch.cat([hidden_BTD[row, :cut] for row, cut in enumerate(cuts_B)])
+
+
+def _block_sums(loss_N: Tensor, cuts_B: Sequence[int]) -> np.ndarray:
+    """Sums of consecutive runs of `cuts_B` tokens. numpy sums on the host, so their order is the same everywhere."""
+    loss = loss_N.double().cpu().numpy()
+    ends = np.cumsum(cuts_B)
+    return np.array([loss[end - cut : end].sum() for cut, end in zip(cuts_B, ends, strict=True)])
+
+
+class _LinearLosses:
+    """KL from (c, scalar) per token: no teacher logits, no [N x V] tensor, exact.
+
+    With logits W h + b: KL(t || s) = LSE(s) - LSE(t) - <c, h_s - h_t>, c = W^T softmax(W h_t + b); the bias cancels
+    but for its part inside the LSE. The scalar LSE(t) - <c, h_t> is taken from the *rounded* c, so that what rounding
+    c costs cancels where h_s = h_t. Nothing is clamped: a small negative value is rounding, and clamping it is bias.
+    """
+
+    form = TeacherForm.linear
+
+    def __init__(self, head: LinearHead) -> None:
+        self.head = head
+
+    def teach(self, hidden_BTD: Tensor, cuts_B: Sequence[int]) -> list[TeacherBlock]:
+        hidden_ND = _flat(hidden_BTD, cuts_B)
+        lse_N = self.head.summary(hidden_ND).lse_N
+        # float16 keeps 11 bits; bfloat16's 8 would cost about 1% at small KL.
+        kept = torch.float32 if hidden_ND.dtype == torch.float32 else torch.float16
+        c_ND = self.head.expected_weight(hidden_ND, lse_N).to(kept)
+        scalar_N = lse_N - (c_ND.double() * hidden_ND.double()).sum(1)
+        vectors, scalars = c_ND.cpu().numpy(), scalar_N.cpu().numpy()
+        ends = np.cumsum(cuts_B)
+        return [
+            TeacherBlock(vectors[end - cut : end], scalars[end - cut : end])
+            for cut, end in zip(cuts_B, ends, strict=True)
+        ]
+
+    def kl(self, hidden_BTD: Tensor, cuts_B: Sequence[int], teacher: Sequence[TeacherBlock]) -> np.ndarray:
+        hidden_ND = _flat(hidden_BTD, cuts_B)
+        device = hidden_ND.device
+        c_ND = torch.from_numpy(np.concatenate([block.vectors for block in teacher])).to(device)
+        scalar_N = torch.from_numpy(np.concatenate([block.scalars for block in teacher])).to(device)
+        lse_N = self.head.summary(hidden_ND).lse_N
+        # float64: the inner product is of the size of the logits, and the KL may be a 100,000th of it.
+        return _block_sums(lse_N - (c_ND.double() * hidden_ND.double()).sum(1) - scalar_N, cuts_B)
+
+    def cross_entropy(self, hidden_BTD: Tensor, cuts_B: Sequence[int], ids_BT: Tensor) -> np.ndarray:
+        predicting = [cut - 1 for cut in cuts_B]
+        targets_N = torch.cat([ids_BT[row, 1:cut] for row, cut in enumerate(cuts_B)])
+        lse_N, target_N = self.head.summary(_flat(hidden_BTD, predicting), targets_N)
+        assert target_N is not None
+        return _block_sums(lse_N - target_N, predicting)
+
+
+class _OwnPathLosses:
+    """For models whose logits are more than a matrix product (soft caps, scales): full logits, block by block.
+
+    The teacher is its last hidden state, from which the model's own output path makes the logits again.
+    """
+
+    form = TeacherForm.hidden
+
+    def __init__(self, adapter: ModelAdapter) -> None:
+        self.adapter = adapter
+
+    def teach(self, hidden_BTD: Tensor, cuts_B: Sequence[int]) -> list[TeacherBlock]:
+        # numpy has no bfloat16; float32 holds its values exactly.
+        kept = torch.float16 if hidden_BTD.dtype == torch.float16 else torch.float32
+        return [
+            TeacherBlock(hidden_BTD[row, :cut].to(kept).cpu().numpy(), np.zeros(cut)) for row, cut in enumerate(cuts_B)
+        ]
+
+    def _log_p(self, hidden_TD: Tensor) -> Tensor:
+        # float64: log-softmax of the whole vocabulary, as the reference would do it; one block at a time.
+        return self.adapter.logits_from_hidden(hidden_TD[None])[0].double().log_softmax(-1)
+
+    def kl(self, hidden_BTD: Tensor, cuts_B: Sequence[int], teacher: Sequence[TeacherBlock]) -> np.ndarray:
+        sums = []
+        for row, (cut, block) in enumerate(zip(cuts_B, teacher, strict=True)):
+            teacher_TD = torch.from_numpy(np.array(block.vectors)).to(hidden_BTD)
+            teacher_TV = self._log_p(teacher_TD)
+            student_TV = self._log_p(hidden_BTD[row, :cut])
+            sums.append(_block_sums((teacher_TV.exp() * (teacher_TV - student_TV)).sum(-1), [cut])[0])
+        return np.array(sums)
+
+    def cross_entropy(self, hidden_BTD: Tensor, cuts_B: Sequence[int], ids_BT: Tensor) -> np.ndarray:
+        sums = []
+        for row, cut in enumerate(cuts_B):
+            student_TV = self._log_p(hidden_BTD[row, : cut - 1])
+            target_T = ids_BT[row, 1:cut]
+            sums.append(_block_sums(-student_TV.gather(-1, target_T[:, None])[:, 0], [cut - 1])[0])
+        return np.array(sums)

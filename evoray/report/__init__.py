@@ -1,0 +1,4 @@
+"""What people look at.
+
+`tables.py`: what is in a store, a run, a configuration, and how candidates compare.
+"""

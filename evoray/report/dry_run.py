@@ -1,0 +1,89 @@
+"""What a verb would take, before it takes it.
+
+Holds: `build_estimate`, `search_estimate`.
+"""
+
+import math
+
+from rich.table import Table
+
+from evoray.model import Facts
+from evoray.report.tables import human_bytes
+from evoray.run.build import plan_build
+from evoray.run.plan import plan_search
+from evoray.settings import BuildSettings, SearchSettings
+
+# Rough sustained rates in floating-point operations per second, only to tell minutes from days.
+_CPU_CORE_RATE = 3e10
+_GPU_RATE = 3e14
+
+
+def _table(rows: dict[str, str]) -> Table:
+    table = Table(show_header=False, box=None)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def _times(operations: float) -> str:
+    def spelled(seconds: float) -> str:
+        return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{max(seconds / 60, 0.1):.1f} min"
+
+    on_core, on_gpu = spelled(operations / _CPU_CORE_RATE), spelled(operations / _GPU_RATE)
+    return f"about {on_core} on one CPU core, {on_gpu} on one large GPU (rough)"
+
+
+def build_estimate(settings: BuildSettings) -> Table:
+    """Layers, tokens, time and disk of a build; reads no weight.
+
+    Raises:
+        UserError: the build could not work.
+    """
+    from evoray.compress import layer_entry
+
+    plan = plan_build(settings)
+    entries = [
+        layer_entry(layer.name, layer.block, layer.out_features, layer.in_features, plan.header)
+        for layer in plan.facts.layers
+    ]
+    tokens = plan.text.tokens if plan.text is not None else 0
+    weights = sum(entry.out_features * entry.in_features for entry in entries)
+    columns = sum(entry.out_features * entry.in_features**2 for entry in entries) * len(plan.header.levels)
+    operations = 2.0 * tokens * (2 * weights + sum(entry.in_features**2 for entry in entries)) + columns
+    return _table(
+        {
+            "layers": f"{len(entries)} in {plan.facts.n_blocks} blocks, {weights:,} weights",
+            "levels": ", ".join(plan.header.levels),
+            "Hessian text": f"{tokens:,} tokens",
+            "disk": human_bytes(sum(cost.bytes for entry in entries for cost in entry.costs.values())),
+            "memory": human_bytes(plan.facts.parameter_bytes) + " for the base model in its own dtype",
+            "time": _times(operations),
+        }
+    )
+
+
+def search_estimate(settings: SearchSettings) -> Table:
+    """Genes, tokens, time and disk of a search; starts no worker.
+
+    Raises:
+        UserError: the search could not work.
+    """
+    plan = plan_search(settings)
+    tokens = plan.generation_tokens * plan.settings.generations
+    choices = sum(math.log10(len(gene.levels)) for gene in plan.space.genes)
+    hidden = _hidden_size(plan.facts)
+    return _table(
+        {
+            "genes": f"{len(plan.space.genes)} over {len(plan.manifest.layers)} layers, 10^{choices:.0f} genotypes",
+            "candidate tokens": f"{tokens:,} at most, {plan.generation_tokens:,} a generation",
+            "search text": f"{plan.text.tokens:,} tokens, {len(plan.text.document_digests):,} documents",
+            "held-out text": f"{plan.judge_text.tokens:,} tokens, {len(plan.judge_text.document_digests):,} documents",
+            "teacher": human_bytes(plan.text.tokens * (4 * hidden + 8)) + " of disk at most",
+            "memory": human_bytes(plan.memory) + " of each worker",
+            "time": _times(2.0 * tokens * plan.facts.parameter_bytes / (4 if plan.facts.dtype == "float32" else 2)),
+        }
+    )
+
+
+def _hidden_size(facts: Facts) -> int:
+    return int(getattr(facts.config.get_text_config(), "hidden_size", 0))

@@ -1,0 +1,190 @@
+"""Tables for the terminal, each with the same numbers for programs.
+
+Holds: `comparison`, `inspect`, `evaluation_table`, `human_bytes`.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from evoray.errors import UserError
+from evoray.run.directory import BEST, IDENTITY
+from evoray.run.evaluate import Evaluation, configuration_of
+from evoray.run.journal import Journal
+from evoray.space import configuration_costs
+from evoray.store import Location, Manifest, VariantStore
+from evoray.store.manifest import BUILDING, MANIFEST
+
+
+def human_bytes(count: int) -> str:
+    """`1.50 GB`: powers of 1000, as sizes on the command line."""
+    value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{count} B" if units[0] == "B" else f"{value:.2f} {units[0]}"
+
+
+def comparison(candidates: Mapping[str, Mapping[str, Any]], tokens: int) -> Table:
+    """Found beside what it has to beat.
+
+    Args:
+        candidates: name -> bits, bpw, size, kl, perplexity and the paired difference, as best.json holds them.
+        tokens: held-out tokens they were judged on.
+    """
+    table = Table(title=f"judged on {tokens:,} held-out tokens", title_justify="left")
+    for column in ("", "bits", "bpw", "size", "KL [nats/token]", "perplexity", "found better by (95%)"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, row in candidates.items():
+        better = "" if name == "found" else f"{-row['found_minus_this_kl']:.5f} ± {row['interval_95']:.5f}"
+        table.add_row(
+            name,
+            f"{row['bits']:.4f}",
+            f"{row['bpw']:.4f}",
+            human_bytes(row["size"]),
+            f"{row['kl']:.5f}",
+            f"{row['perplexity']:.4f}",
+            better,
+        )
+    return table
+
+
+def evaluation_table(evaluation: Evaluation) -> Table:
+    """What eval found."""
+    table = Table(
+        title=f"judged on {evaluation.tokens:,} tokens of {evaluation.documents:,} documents", title_justify="left"
+    )
+    for column in ("", "bits", "bpw", "size", "KL [nats/token]", "perplexity"):
+        table.add_column(column, justify="left" if not column else "right")
+    costs = evaluation.costs
+    if costs is not None:
+        table.add_row(
+            "configuration",
+            f"{costs.bits:.4f}",
+            f"{costs.bpw:.4f}",
+            human_bytes(costs.size),
+            f"{evaluation.kl:.5f}",
+            f"{evaluation.perplexity:.4f}",
+        )
+    table.add_row("base model", "", "", "", "0", f"{evaluation.base_perplexity:.4f}")
+    return table
+
+
+def inspect(place: str, store: str | None = None) -> tuple[RenderableType, dict[str, Any]]:
+    """What is in a store, a run or a configuration, for people and for programs.
+
+    Args:
+        place: a store, a run directory, or a file of `layer: level` lines.
+        store: prices a configuration.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    location = Location.parse(place)
+    if (location / MANIFEST).exists():
+        return _store(VariantStore.open(place).manifest, place)
+    if (location / BUILDING).exists():
+        VariantStore.open(place)  # says that it is unfinished, and what to do
+    if (location / IDENTITY).exists():
+        return _run(location)
+    if location.local_path is not None and location.local_path.is_dir():
+        raise UserError(f"{place} is neither a store (no {MANIFEST}) nor a run directory (no {IDENTITY})")
+    return _configuration(place, store)
+
+
+def _facts(rows: Mapping[str, Any]) -> Table:
+    table = Table(show_header=False, box=None)
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    return table
+
+
+def _store(manifest: Manifest, place: str) -> tuple[RenderableType, dict[str, Any]]:
+    weights = sum(layer.out_features * layer.in_features for layer in manifest.layers)
+    blocks = len({layer.block for layer in manifest.layers})
+    facts = {
+        "store": place,
+        "model": f"{manifest.model} ({manifest.dtype}, weights {manifest.weights_digest[:12]})",
+        "kind": f"{manifest.kind} by {manifest.method}, groups of {manifest.group_size}, "
+        + ("symmetric" if manifest.symmetric else "asymmetric"),
+        "levels": ", ".join(manifest.levels),
+        "layers": f"{len(manifest.layers)} in {blocks} blocks, {weights:,} weights",
+        "scales": manifest.scale_dtype,
+        "cost format": manifest.cost_format,
+        "digest": manifest.digest[:12],
+    }
+    table = Table(title="the whole model at one level", title_justify="left")
+    for column in ("level", "bits", "bpw", "size"):
+        table.add_column(column, justify="right")
+    levels = {}
+    for level in manifest.levels:
+        if any(level not in layer.costs for layer in manifest.layers):
+            continue
+        costs = configuration_costs(manifest, {layer.name: level for layer in manifest.layers})
+        levels[level] = {"bits": costs.bits, "bpw": costs.bpw, "size": costs.size}
+        table.add_row(level, f"{costs.bits:.4f}", f"{costs.bpw:.4f}", human_bytes(costs.size))
+    return Group(_facts(facts), table), {**facts, "whole": levels}
+
+
+def _run(location: Location) -> tuple[RenderableType, dict[str, Any]]:
+    journal = Journal(location)
+    best = json.loads((location / BEST).read_bytes()) if (location / BEST).exists() else None
+    rows = journal.rows
+    facts: dict[str, Any] = {
+        "run": str(location),
+        "generations": rows[-1].generation if rows else 0,
+        "candidate tokens": f"{journal.tokens:,}",
+        "seconds": f"{journal.seconds:.1f}",
+        "accepted": sum(row.accepted for row in rows),
+        "workers lost": sum(row.lost_workers for row in rows),
+    }
+    parts: list[RenderableType] = [_facts(facts)]
+    aside = sorted({name for row in rows for name in row.set_aside})
+    if aside:
+        parts.append(Text(f"set aside because they kill workers: {'; '.join(aside)}"))
+    if best is None:
+        parts.append(Text("no generation is finished yet"))
+    elif "held_out" in best:
+        parts.append(comparison(best["held_out"]["candidates"], best["held_out"]["tokens"]))
+    else:
+        parts.append(
+            Text(f"fitness {best['fitness']['nats_per_token']:.6f}, not judged yet: run the search to its end")
+        )
+    if best is not None:
+        parts.append(_levels(best["configuration"]))
+    return Group(*parts), {**facts, "best": best}
+
+
+def _configuration(place: str, store: str | None) -> tuple[RenderableType, dict[str, Any]]:
+    configuration = configuration_of(place)
+    found: dict[str, Any] = {"layers": len(configuration), "levels": dict(Counter(configuration.values()))}
+    parts: list[RenderableType] = [_levels(configuration)]
+    if store is not None:
+        costs = configuration_costs(VariantStore.open(store).manifest, configuration)
+        found |= {"bits": costs.bits, "bpw": costs.bpw, "size": costs.size}
+        parts.insert(
+            0, _facts({"bits": f"{costs.bits:.4f}", "bpw": f"{costs.bpw:.4f}", "size": human_bytes(costs.size)})
+        )
+    return Group(*parts), found
+
+
+def _levels(configuration: Mapping[str, str]) -> Table:
+    """Kinds of layers as rows, blocks as columns of one character class: the allocation at a glance."""
+    grid: dict[str, dict[int, str]] = {}
+    for layer, level in configuration.items():
+        parts = layer.split(".")
+        block = next((int(part) for part in parts if part.isdigit()), 0)
+        kind = ".".join(part for part in parts[parts.index(str(block)) + 1 :]) if str(block) in parts else layer
+        grid.setdefault(kind, {})[block] = level
+    blocks = sorted({block for row in grid.values() for block in row})
+    table = Table(title="levels by block", title_justify="left", box=None, pad_edge=False)
+    table.add_column("block")
+    for block in blocks:
+        table.add_column(str(block), justify="right")
+    for kind, row in grid.items():
+        table.add_row(kind, *[row.get(block, "") for block in blocks])
+    return table

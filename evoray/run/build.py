@@ -1,0 +1,120 @@
+"""The verb build: a model and a text become a store of variants.
+
+Holds: `run_build`, `BuildPlan`, `plan_build`.
+"""
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from evoray.compress import HessianInputs, Method, Recipe, Scales, build, check_group_size, parse_levels, store_header
+from evoray.formats.costs import CostFormat
+from evoray.model import Facts, ModelAdapter, checkpoint_facts, load_model, load_tokenizer, pick_device
+from evoray.run.plan import block_length
+from evoray.run.progress import Progress
+from evoray.settings import BuildSettings
+from evoray.store import Manifest, StoreHeader, StoreWriter
+from evoray.tokens import BosPolicy, Role, TokenText, read_text, resolve_bos
+
+USUAL_SEQUENCE = 2048
+"""Default length of blocks of Hessian text, in tokens: the length GPTQ and EvoPress calibrate with."""
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """A build, checked and ready.
+
+    Attributes:
+        facts: of the base model.
+        recipe: how variants are made.
+        text: the Hessian text; None for methods without.
+        header: of the store.
+        dtype: what the model runs in.
+        device: where it runs.
+    """
+
+    facts: Facts
+    recipe: Recipe
+    text: TokenText | None
+    header: StoreHeader
+    dtype: str
+    device: torch.device
+
+
+def plan_build(settings: BuildSettings) -> BuildPlan:
+    """Checks a build without reading a weight.
+
+    Raises:
+        UserError: a model, text, level or group size that can't work.
+    """
+    facts = checkpoint_facts(
+        settings.model, settings.revision, settings.trust_remote_code, allow_partial=settings.allow_partial
+    )
+    recipe = Recipe(
+        method=Method(settings.method),
+        levels=parse_levels(settings.levels),
+        group_size=settings.group_size,
+        symmetric=settings.symmetric,
+        scales=Scales(settings.scales),
+        scale_dtype=settings.scale_dtype,
+        cost_format=CostFormat(settings.cost_format),
+        damping=settings.damping,
+        act_order=settings.act_order,
+        hessian_inputs=HessianInputs(settings.hessian_inputs),
+        hessian_level=settings.hessian_level,
+        tokens_per_pass=settings.tokens_per_pass,
+    )
+    device = pick_device(settings.device.value)
+    dtype = settings.dtype.value
+    if dtype == "auto":
+        dtype = "float32" if device.type == "cpu" else facts.dtype
+    # Before a large text is read.
+    check_group_size({layer.name: layer.in_features for layer in facts.layers}, recipe.group_size)
+    text = _hessian_text(settings, facts) if recipe.needs_text else None
+    header = store_header(facts, recipe, text, compute_dtype=dtype, device=device.type)
+    return BuildPlan(facts, recipe, text, header, dtype, device)
+
+
+def _hessian_text(settings: BuildSettings, facts: Facts) -> TokenText:
+    assert settings.data is not None
+    tokenizer = load_tokenizer(settings.model, settings.revision, settings.trust_remote_code)
+    return read_text(
+        settings.data,
+        Role.hessian,
+        tokenizer,
+        sequence_length=block_length(settings.sequence_length, facts, USUAL_SEQUENCE),
+        max_tokens=settings.hessian_tokens,
+        bos=resolve_bos(BosPolicy(settings.bos), tokenizer),
+        separator=settings.separator,
+        seed=settings.seed,
+    )
+
+
+def run_build(settings: BuildSettings, progress: Progress | None = None) -> Manifest:
+    """Makes the variants, or goes on where an interrupted build stopped.
+
+    Args:
+        settings: what to build.
+        progress: told of finished layers.
+
+    Raises:
+        UserError: a mistake in the settings, or a store made another way in the same place.
+        EvorayError: storage fails.
+    """
+    progress = progress or Progress()
+    plan = plan_build(settings)
+    writer = StoreWriter(settings.store, plan.header)
+    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+    model = load_model(
+        settings.model,
+        revision=settings.revision,
+        dtype=plan.dtype,
+        device=str(plan.device),
+        attn_implementation=settings.attn_implementation,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    adapter = ModelAdapter(model, allow_partial=settings.allow_partial)
+    for note in adapter.notes:
+        progress.note(f"note: {note}")
+    return build(adapter, writer, plan.recipe, plan.text, progress=progress.layer, note=progress.note)

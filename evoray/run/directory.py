@@ -1,0 +1,170 @@
+"""The folder of a run: who works in it, with which settings, and where its parts lie.
+
+Holds: `RunDirectory`.
+"""
+
+import fcntl
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Mapping
+from typing import IO, Any, Self
+
+import yaml
+
+from evoray.errors import EvorayError, UserError
+from evoray.store import Location
+
+SETTINGS, IDENTITY, BEST, DRIVER, LOCK = "settings.yaml", "identity.json", "best.json", "driver.json", ".lock"
+
+BEAT = 10.0
+"""Seconds between heartbeats of a driver whose run lies on object storage."""
+
+STALE = 60.0
+"""Seconds without a heartbeat after which its driver counts as dead."""
+
+
+class RunDirectory:
+    """A run directory that this process works in. A context manager: entering takes it, leaving gives it back.
+
+    Locally a file lock tells whether another driver is at work: the system drops it when a process dies, however it
+    dies. On object storage there are no locks; a heartbeat does it.
+
+    Args:
+        place: folder or URI.
+
+    Raises:
+        UserError: another driver works in it.
+    """
+
+    def __init__(self, place: str | Location) -> None:
+        self.location = Location.parse(place)
+        self._lock: IO[str] | None = None
+        self._stop = threading.Event()
+        self._owner = f"{platform.node()}:{os.getpid()}:{time.time_ns()}"
+
+    def __truediv__(self, name: str) -> Location:
+        return self.location / name
+
+    def __enter__(self) -> Self:
+        path = self.location.local_path
+        if path is not None:
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                self._lock = open(path / LOCK, "a+", encoding="utf-8")
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise self._in_use(self._lock_text()) from None
+            except OSError as error:
+                raise UserError(
+                    f"run directory {self.location} can't be used: {error.strerror}; give another"
+                ) from None
+            self._lock.seek(0)
+            self._lock.truncate()
+            self._lock.write(self._owner)
+            self._lock.flush()
+            self.location.remove_temporary()
+            return self
+        beat = self._beat()
+        if beat and time.time() - beat["time"] < STALE:
+            raise self._in_use(beat["owner"])
+        self._write_beat()
+        threading.Thread(target=self._keep_beating, name="heartbeat", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._stop.set()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+        elif self.location.local_path is None:
+            (self / DRIVER).delete()
+
+    def _in_use(self, owner: str) -> UserError:
+        host, _, rest = owner.partition(":")
+        who = f"process {rest.partition(':')[0]} on {host}" if rest else "another driver"
+        return UserError(f"run directory {self.location} is in use by {who}; stop it first, or give another --run")
+
+    def _lock_text(self) -> str:
+        assert self._lock is not None
+        self._lock.seek(0)
+        text = self._lock.read()
+        self._lock.close()
+        self._lock = None
+        return text
+
+    def _beat(self) -> dict[str, Any] | None:
+        return json.loads((self / DRIVER).read_bytes()) if (self / DRIVER).exists() else None
+
+    def _write_beat(self) -> None:
+        (self / DRIVER).write_bytes(json.dumps({"owner": self._owner, "time": time.time()}).encode())
+
+    def _keep_beating(self) -> None:
+        while not self._stop.wait(BEAT):
+            try:
+                self._write_beat()
+            except EvorayError:
+                continue  # the next beat may get through; the run itself reports storage that stays away
+
+    def settle(self, identity: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+        """Takes the directory for this run, or sees that it holds the same one.
+
+        Args:
+            identity: what decides the result; JSON values.
+            settings: all settings as resolved, for people.
+
+        Returns:
+            Whether a run was there already.
+
+        Raises:
+            UserError: it holds another run; the message names the keys that differ.
+        """
+        there = (self / IDENTITY).exists()
+        mine = json.loads(json.dumps(identity))
+        if there:
+            theirs = json.loads((self / IDENTITY).read_bytes())
+            differing = [
+                f"{key}: {_short(theirs.get(key))} there, {_short(mine.get(key))} now"
+                for key in {**theirs, **mine}
+                if theirs.get(key) != mine.get(key)
+            ]
+            if differing:
+                raise UserError(
+                    f"run directory {self.location} holds another run ({'; '.join(differing)}); "
+                    "give the same settings to go on with it, or another --run"
+                )
+        else:
+            (self / IDENTITY).write_bytes(json.dumps(mine, indent=1).encode())
+        (self / SETTINGS).write_bytes(yaml.safe_dump(dict(settings), sort_keys=False).encode())
+        return there
+
+    def settle_device(self, record: Mapping[str, Any], allow_mixed: bool) -> None:
+        """Sees that resumed work runs on the same kind of device, so that its losses are the same bits.
+
+        Raises:
+            UserError: another kind, and `allow_mixed` was not given.
+        """
+        place = self / "device.json"
+        if place.exists():
+            there = json.loads(place.read_bytes())
+            differing = [
+                f"{key}: {there.get(key)} there, {record[key]} now" for key in record if there.get(key) != record[key]
+            ]
+            if differing and not allow_mixed:
+                raise UserError(
+                    f"run directory {self.location} was begun on another kind of worker ({'; '.join(differing)}); "
+                    "use the same kind, or --allow-mixed to give up bit-equal losses"
+                )
+            return
+        place.write_bytes(json.dumps(dict(record), indent=1).encode())
+
+    def write_best(self, best: Mapping[str, Any]) -> None:
+        """Replaces best.json."""
+        (self / BEST).write_bytes((json.dumps(best, indent=1, allow_nan=True) + "\n").encode())
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:36]}..."

@@ -1,0 +1,232 @@
+"""What a run measured and decided, a generation at a time.
+
+Holds: `Journal`, `GenerationRecord`, `GenerationRow`.
+
+A generation exists from the moment generations.parquet names it. Everything else of it (its evaluations, its batches)
+is written before, and what a crash left behind unnamed is ignored and written again.
+"""
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from evoray.errors import UserError
+from evoray.evolve import Outcome
+from evoray.space import Genotype
+from evoray.store import Location
+from evoray.tokens import Batch
+
+GENERATIONS, BATCHES, EVALUATIONS = "generations.parquet", "batches.parquet", "evaluations"
+
+
+@dataclass(frozen=True)
+class GenerationRow:
+    """One row of generations.parquet.
+
+    Attributes:
+        generation: 0 for the race that finds a start.
+        winner: level index per gene.
+        fitness: the winner's loss on the last rung, nats per token.
+        parent_fitness: the parent's on the same tokens; None where there was none.
+        accepted: a child won.
+        bits, bpw, size: of the winner; size in bytes.
+        candidates: genotypes measured.
+        tokens: candidate tokens measured.
+        seconds: it took.
+        lost_workers: how many times a worker was lost meanwhile.
+        set_aside: candidates that killed workers, as text.
+        evaluations: name of its file.
+        sha256: of that file.
+    """
+
+    generation: int
+    winner: Genotype
+    fitness: float
+    parent_fitness: float | None
+    accepted: bool
+    bits: float
+    bpw: float
+    size: int
+    candidates: int
+    tokens: int
+    seconds: float
+    lost_workers: int
+    set_aside: tuple[str, ...]
+    evaluations: str
+    sha256: str
+
+    @property
+    def outcome(self) -> Outcome:
+        """What a strategy is told to get where it was."""
+        return Outcome(self.generation, self.winner, self.fitness)
+
+
+_ROW_SCHEMA = pa.schema(
+    [
+        ("generation", pa.int32()),
+        ("winner", pa.list_(pa.int16())),
+        ("fitness", pa.float64()),
+        ("parent_fitness", pa.float64()),
+        ("accepted", pa.bool_()),
+        ("bits", pa.float64()),
+        ("bpw", pa.float64()),
+        ("size", pa.int64()),
+        ("candidates", pa.int32()),
+        ("tokens", pa.int64()),
+        ("seconds", pa.float64()),
+        ("lost_workers", pa.int32()),
+        ("set_aside", pa.list_(pa.string())),
+        ("evaluations", pa.string()),
+        ("sha256", pa.string()),
+    ]
+)
+_BATCH_SCHEMA = pa.schema(
+    [
+        ("generation", pa.int32()),
+        ("rung", pa.int16()),
+        ("batch", pa.int32()),
+        ("blocks", pa.list_(pa.int32())),
+        ("cuts", pa.list_(pa.int32())),
+        ("padded", pa.int32()),
+    ]
+)
+_EVALUATION_SCHEMA = pa.schema(
+    [
+        ("generation", pa.int32()),
+        ("rung", pa.int16()),
+        ("genotype", pa.list_(pa.int16())),
+        ("batch", pa.int32()),
+        ("losses", pa.list_(pa.float64())),
+    ]
+)
+
+
+@dataclass
+class GenerationRecord:
+    """What is measured in one generation, until it is committed."""
+
+    generation: int
+    batches: list[dict[str, object]] = field(default_factory=list)
+    evaluations: list[dict[str, object]] = field(default_factory=list)
+    candidates: set[Genotype] = field(default_factory=set)
+    tokens: int = 0
+
+    def add(self, rung: int, genotypes: Sequence[Genotype], batches: Sequence[Batch], losses_NB: np.ndarray) -> None:
+        """Takes one measurement.
+
+        Args:
+            rung: names the draw of batches.
+            genotypes: N of them.
+            batches: what they were measured on.
+            losses_NB: float64 [N, B], sums in nats per block, blocks in the order of the batches.
+        """
+        first = 0
+        for number, batch in enumerate(batches):
+            self.batches.append(
+                {
+                    "generation": self.generation,
+                    "rung": rung,
+                    "batch": number,
+                    "blocks": batch.blocks,
+                    "cuts": batch.cuts,
+                    "padded": batch.padded,
+                }
+            )
+            last = first + len(batch.blocks)
+            self.evaluations += [
+                {
+                    "generation": self.generation,
+                    "rung": rung,
+                    "genotype": genotype,
+                    "batch": number,
+                    "losses": losses_B[first:last],
+                }
+                for genotype, losses_B in zip(genotypes, losses_NB, strict=True)
+            ]
+            first = last
+        self.candidates |= set(genotypes)
+        self.tokens += len(genotypes) * sum(batch.tokens for batch in batches)
+
+
+class Journal:
+    """Reads what a run has, and adds generations to it.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        UserError: the journal is damaged.
+    """
+
+    def __init__(self, folder: Location) -> None:
+        self._folder = folder
+        self.rows: list[GenerationRow] = []
+        self._batches: list[pa.Table] = []
+        if (folder / GENERATIONS).exists():
+            table = _read_parquet(folder / GENERATIONS)
+            names = [entry.name for entry in fields(GenerationRow)]
+            for row in table.to_pylist():
+                self.rows.append(
+                    GenerationRow(
+                        **{name: tuple(row[name]) if isinstance(row[name], list) else row[name] for name in names}
+                    )
+                )
+            if (folder / BATCHES).exists() and self.rows:
+                batches = _read_parquet(folder / BATCHES)
+                named = pa.compute.less_equal(batches["generation"], self.rows[-1].generation)
+                self._batches = [batches.filter(named)]
+
+    @property
+    def tokens(self) -> int:
+        """Candidate tokens of all generations."""
+        return sum(row.tokens for row in self.rows)
+
+    @property
+    def seconds(self) -> float:
+        """Time of all generations."""
+        return sum(row.seconds for row in self.rows)
+
+    def commit(self, record: GenerationRecord, row: GenerationRow) -> GenerationRow:
+        """Writes a generation. Once this returns, no crash of this process loses it.
+
+        Args:
+            record: what was measured.
+            row: what was decided; its `evaluations` and `sha256` are filled in here.
+        """
+        name = f"generation-{record.generation:05d}.arrow"
+        data = _arrow(pa.Table.from_pylist(record.evaluations, _EVALUATION_SCHEMA))
+        (self._folder / EVALUATIONS / name).write_bytes(data)
+        self._batches.append(pa.Table.from_pylist(record.batches, _BATCH_SCHEMA))
+        self._batches = [pa.concat_tables(self._batches).combine_chunks()]
+        (self._folder / BATCHES).write_bytes(_parquet(self._batches[0]))
+        values = {entry.name: getattr(row, entry.name) for entry in fields(row)}
+        named = GenerationRow(**values | {"evaluations": name, "sha256": hashlib.sha256(data).hexdigest()})
+        self.rows.append(named)
+        rows = [{entry.name: getattr(row, entry.name) for entry in fields(row)} for row in self.rows]
+        (self._folder / GENERATIONS).write_bytes(_parquet(pa.Table.from_pylist(rows, _ROW_SCHEMA)))
+        return named
+
+
+def _read_parquet(place: Location) -> pa.Table:
+    try:
+        return pq.read_table(io.BytesIO(place.read_bytes()))
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{place} is damaged ({error}); begin again in another run directory") from None
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def _arrow(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()

@@ -1,0 +1,240 @@
+"""Everything a search needs, found and checked before a worker starts.
+
+Holds: `SearchPlan`, `plan_search`, `worker_spec`, `worker_memory`, `block_length`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from evoray.cluster import WorkerSpec
+from evoray.configuration import read_configuration
+from evoray.errors import UserError
+from evoray.evolve import LevelSwitch, OnePlusLambda, Rung, rungs
+from evoray.fitness import Fitness
+from evoray.model import Facts, checkpoint_facts, load_tokenizer
+from evoray.settings import EvalSettings, MutationRule, SearchSettings
+from evoray.sizes import parse_size
+from evoray.space import Budget, Genotype, Measure, Space, Tie, quantization_space
+from evoray.store import Manifest, VariantStore
+from evoray.tokens import BosPolicy, Role, TokenText, read_text, resolve_bos
+
+USUAL_SEQUENCE = 512
+"""Default length of blocks in tokens. Many short blocks of different documents tell more than few long ones."""
+
+MIB = 1 << 20
+
+_DECIDING = (
+    "target_bits",
+    "target_bpw",
+    "target_size",
+    "levels",
+    "tie",
+    "fitness",
+    "offspring",
+    "survivors",
+    "tokens",
+    "initial_candidates",
+    "mutation",
+    "switches",
+    "seed",
+    "tokens_per_pass",
+    "vocabulary_chunk",
+    "threads_per_worker",
+    "attn_implementation",
+    "dtype",
+)
+"""Settings that decide the result beside model, store and text."""
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """A search, ready to be run.
+
+    Attributes:
+        settings: as given, with what was left open resolved.
+        facts: of the base model.
+        manifest: of the store.
+        space: what may be chosen.
+        fitness: what is minimised.
+        rungs: of each generation.
+        text: the search text.
+        judge_text: the held-out text.
+        start: where `--init` begins, or None.
+        spec: how workers are built.
+        memory: bytes of host memory each worker asks for.
+    """
+
+    settings: SearchSettings
+    facts: Facts
+    manifest: Manifest
+    space: Space
+    fitness: Fitness
+    rungs: tuple[Rung, ...]
+    text: TokenText
+    judge_text: TokenText
+    start: Genotype | None
+    spec: WorkerSpec
+    memory: int
+
+    def strategy(self) -> OnePlusLambda:
+        """The search, before its first generation."""
+        settings = self.settings
+        return OnePlusLambda(
+            self.space,
+            offspring=settings.offspring,
+            rungs=self.rungs,
+            mutation=LevelSwitch(equal_steps=settings.mutation is MutationRule.equal_steps, maximum=settings.switches),
+            seed=settings.seed,
+            generations=settings.generations,
+            initial_candidates=settings.initial_candidates,
+            start=self.start,
+        )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the result. Not in it: workers, addresses, paths, limits, and how many generations: a run
+        goes on when that is raised."""
+        settings = self.settings
+        return {
+            "model": self.facts.weights_digest,
+            "store": self.manifest.digest,
+            "search_text": self.text.digest,
+            "start": list(self.start) if self.start is not None else None,
+            **{name: settings.model_dump(mode="json")[name] for name in _DECIDING},
+        }
+
+    @property
+    def generation_tokens(self) -> int:
+        """Candidate tokens of a generation at most."""
+        counts = [self.settings.offspring, *(rung.survivors for rung in self.rungs)]
+        entering = counts[:-1]
+        entering[-1] += 1  # the parent joins the last rung
+        return sum(count * rung.tokens for count, rung in zip(entering, self.rungs, strict=True))
+
+
+def plan_search(settings: SearchSettings, stage: Callable[[str], None] = lambda text: None) -> SearchPlan:
+    """Reads store, facts and texts, and checks that they fit.
+
+    Args:
+        settings: of the search.
+        stage: told what is done next.
+
+    Raises:
+        UserError: anything that can't work, before a worker starts or a weight is read.
+    """
+    steps = rungs(settings.survivors, settings.tokens)
+    store = VariantStore.open(settings.store)
+    manifest = store.manifest
+    if manifest.kind != "quantization":
+        raise UserError(
+            f"store {settings.store} holds variants of kind {manifest.kind!r}; a budget in bits needs quantization"
+        )
+    space = quantization_space(manifest, _budget(settings), Tie(settings.tie), settings.levels)
+    start = _start(settings, space)
+    stage("reading the model's facts")
+    facts = checkpoint_facts(
+        settings.model, settings.revision, settings.trust_remote_code, allow_partial=settings.allow_partial
+    )
+    manifest.check_made_from(settings.model, facts.weights_digest)
+    length = block_length(settings.sequence_length, facts, USUAL_SEQUENCE)
+    tokenizer = load_tokenizer(settings.model, settings.revision, settings.trust_remote_code)
+    bos = resolve_bos(BosPolicy(settings.bos), tokenizer)
+    settings = settings.model_copy(update={"sequence_length": length, "bos": bos.value})
+    stage("reading the search text")
+    text = read_text(
+        settings.data,
+        Role.search,
+        tokenizer,
+        sequence_length=length,
+        max_tokens=settings.search_tokens,
+        bos=bos,
+        separator=settings.separator,
+        exclude=frozenset(manifest.documents),
+    )
+    if max(settings.tokens) > text.tokens:
+        raise UserError(
+            f"--tokens {max(settings.tokens)}: more tokens than the search text has ({text.tokens} of "
+            f"{settings.data}); lower it, raise --search-tokens, or give more text"
+        )
+    stage("reading the judging text")
+    judge_text = read_text(
+        settings.judge_data or settings.data,
+        # Text given for judging is judged on whole; what Hessians or the search saw of it is left out all the same.
+        Role.judge if settings.judge_data in (None, settings.data) else Role.all,
+        tokenizer,
+        sequence_length=length,
+        max_tokens=settings.judge_tokens,
+        bos=bos,
+        separator=settings.separator,
+        exclude=frozenset(manifest.documents) | frozenset(text.document_digests),
+    )
+    return SearchPlan(
+        settings=settings,
+        facts=facts,
+        manifest=manifest,
+        space=space,
+        fitness=Fitness(settings.fitness),
+        rungs=steps,
+        text=text,
+        judge_text=judge_text,
+        start=start,
+        spec=worker_spec(settings, facts, settings.store),
+        memory=worker_memory(settings, facts, manifest),
+    )
+
+
+def _budget(settings: SearchSettings) -> Budget:
+    if settings.target_bits is not None:
+        return Budget(Measure.BITS, settings.target_bits)
+    if settings.target_bpw is not None:
+        return Budget(Measure.BPW, settings.target_bpw)
+    assert settings.target_size is not None
+    return Budget(Measure.SIZE, parse_size(settings.target_size))
+
+
+def _start(settings: SearchSettings, space: Space) -> Genotype | None:
+    if settings.init is None:
+        return None
+    genotype = space.genotype(read_configuration(settings.init))
+    if not space.is_legal(genotype):
+        costs = space.summary(genotype)
+        raise UserError(
+            f"--init {settings.init} is above the budget ({costs.bits:.4f} bits, {costs.bpw:.4f} bpw, "
+            f"{costs.size} bytes); give one within it, or raise the target"
+        )
+    return genotype
+
+
+def block_length(asked: int | None, facts: Facts, usual: int) -> int:
+    """Tokens of a block: as asked or as usual, never more than the model reads."""
+    length = usual if asked is None else asked
+    return min(length, facts.max_position) if facts.max_position else length
+
+
+def worker_spec(settings: SearchSettings | EvalSettings, facts: Facts, store: str | None) -> WorkerSpec:
+    """How each worker is built."""
+    return WorkerSpec(
+        model=settings.model,
+        store=store,
+        revision=settings.revision,
+        trust_remote_code=settings.trust_remote_code,
+        attn_implementation=settings.attn_implementation,
+        dtype=settings.dtype.value,
+        allow_partial=settings.allow_partial,
+        device=settings.device.value,
+        weights_digest=facts.weights_digest,
+        threads=settings.threads_per_worker,
+        vocabulary_chunk=settings.vocabulary_chunk,
+        boundary_bytes=settings.boundary_memory,
+        variant_bytes=settings.variant_memory,
+    )
+
+
+def worker_memory(settings: SearchSettings | EvalSettings, facts: Facts, manifest: Manifest | None) -> int:
+    """Bytes of host memory that a worker asks for: base model, ready variants, states, and 300 MiB of libraries."""
+    # On CPUs "auto" is float32; on a GPU the host only holds a file at a time, and asking for more does no harm.
+    width = {"float16": 2, "bfloat16": 2}.get(settings.dtype.value, 4) / (4 if facts.dtype == "float32" else 2)
+    base = facts.parameter_bytes * width
+    variants = sum(layer.dense_bytes * width for layer in manifest.layers) * len(manifest.levels) if manifest else 0
+    return int(base + min(settings.variant_memory, variants) + 300 * MIB)

@@ -1,0 +1,242 @@
+"""The driver of a search: asks the strategy, has the race measured by the pool, journals, and judges the result.
+
+Holds: `search`, `SearchResult`.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from evoray.baselines import uniform
+from evoray.cluster import Pool, open_pool
+from evoray.cluster.worker import versions
+from evoray.evolve import Measurement, OnePlusLambda, Purpose, RaceResult, rng
+from evoray.run.directory import RunDirectory
+from evoray.run.journal import GenerationRecord, GenerationRow, Journal
+from evoray.run.judge import Judgement, judge, paired_interval
+from evoray.run.plan import SearchPlan, plan_search
+from evoray.run.progress import Progress
+from evoray.run.teacher import TaughtText, teach_text
+from evoray.settings import SearchSettings
+from evoray.space import Genotype
+from evoray.tokens import draw_batches
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        run: the run directory.
+        best: what best.json holds.
+        reason: why it ended.
+    """
+
+    run: str
+    best: dict[str, Any]
+    reason: str
+
+    @property
+    def configuration(self) -> dict[str, str]:
+        """Layer -> level."""
+        return dict(self.best["configuration"])
+
+
+def search(settings: SearchSettings, progress: Progress | None = None) -> SearchResult:
+    """Runs a search, or goes on with the one that its run directory holds.
+
+    Args:
+        settings: what to search, for which budget, on which text, with whom.
+        progress: told what happens.
+
+    Raises:
+        UserError: a mistake in the settings, or a run directory of another run or in use.
+        EvorayError: workers or storage fail.
+    """
+    progress = progress or Progress()
+    plan = plan_search(settings)
+    with RunDirectory(settings.run) as run:
+        run.settle(plan.identity, plan.settings.model_dump(mode="json"))
+        strategy, journal = plan.strategy(), Journal(run.location)
+        for row in journal.rows:
+            strategy.tell(row.outcome)
+        if journal.rows:
+            progress.note(f"going on with {run.location} after generation {journal.rows[-1].generation}")
+        with open_pool(
+            plan.spec,
+            workers=settings.workers,
+            address=settings.address,
+            allow_mixed=settings.allow_mixed,
+            wait=settings.wait,
+            memory=plan.memory,
+        ) as pool:
+            for note in pool.notes:
+                progress.note(f"note: {note}")
+            run.settle_device(asdict(pool.record), settings.allow_mixed)
+            driver = _Driver(plan, run, journal, strategy, pool, progress)
+            reason = driver.evolve()
+            return SearchResult(str(run.location), driver.conclude(), reason)
+
+
+class _Driver:
+    def __init__(
+        self,
+        plan: SearchPlan,
+        run: RunDirectory,
+        journal: Journal,
+        strategy: OnePlusLambda,
+        pool: Pool,
+        progress: Progress,
+    ) -> None:
+        self.plan, self.run, self.journal = plan, run, journal
+        self.strategy, self.pool, self.progress = strategy, pool, progress
+        self.began = time.monotonic()
+
+    def evolve(self) -> str:
+        """Runs generations until the strategy or a limit ends it; returns why."""
+        if (reason := self._why_stop()) is not None:
+            return reason
+        text = self._text()
+        while (reason := self._why_stop()) is None:
+            began = time.monotonic()
+            record, lost = GenerationRecord(self.strategy.generation), self.pool.lost
+            race = self.strategy.ask()
+            while (wanted := race.ask()) is not None:
+                race.tell(*self._measure(text, wanted, record))
+            row = self._row(race.result, record, time.monotonic() - began, self.pool.lost - lost)
+            self.journal.commit(record, row)
+            self.strategy.tell(row.outcome)
+            self.run.write_best(self._best(row))
+            self.progress.generation(row, self.strategy.generations)
+        return reason
+
+    def _why_stop(self) -> str | None:
+        settings = self.plan.settings
+        if settings.max_tokens is not None and self.journal.tokens >= settings.max_tokens:
+            return f"--max-tokens {settings.max_tokens} reached with {self.journal.tokens}"
+        if settings.max_hours is not None and time.monotonic() - self.began >= settings.max_hours * 3600:
+            return f"--max-hours {settings.max_hours} reached"
+        return self.strategy.reason
+
+    def _text(self) -> TaughtText:
+        if not self.plan.fitness.needs_teacher:
+            return TaughtText(self.plan.text)
+        return teach_text(
+            self.pool,
+            self.plan.text,
+            tokens_per_pass=self.plan.settings.tokens_per_pass,
+            weights_digest=self.plan.facts.weights_digest,
+            folder=self.run / "teacher",
+            progress=self.progress.stage("teacher"),
+        )
+
+    def _measure(
+        self, text: TaughtText, wanted: Measurement, record: GenerationRecord
+    ) -> tuple[np.ndarray, np.ndarray]:
+        settings = self.plan.settings
+        draws = rng(settings.seed, record.generation, Purpose.BATCHES, wanted.rung)
+        batches = draw_batches(text.text, wanted.tokens, draws, settings.tokens_per_pass)
+        losses_NB = self.pool.measure(self.plan.space.rows(wanted.genotypes), text.works(batches), self.plan.fitness)
+        record.add(wanted.rung, wanted.genotypes, batches, losses_NB)
+        return losses_NB, self.plan.fitness.counted([cut for batch in batches for cut in batch.cuts])
+
+    def _row(self, result: RaceResult, record: GenerationRecord, seconds: float, lost: int) -> GenerationRow:
+        costs = self.plan.space.summary(result.winner)
+        aside = {tuple(row): genotype for genotype, row in self._rows_of(sorted(record.candidates))}
+        return GenerationRow(
+            generation=record.generation,
+            winner=result.winner,
+            fitness=result.fitness,
+            parent_fitness=result.parent_fitness,
+            accepted=result.winner != self.strategy.parent,
+            bits=costs.bits,
+            bpw=costs.bpw,
+            size=costs.size,
+            candidates=len(record.candidates),
+            tokens=record.tokens,
+            seconds=seconds,
+            lost_workers=lost,
+            set_aside=tuple(str(aside[row]) for row in sorted(self.pool.named_aside & aside.keys())),
+            evaluations="",
+            sha256="",
+        )
+
+    def _rows_of(self, genotypes: Sequence[Genotype]) -> list[tuple[Genotype, list[int]]]:
+        return list(zip(genotypes, self.plan.space.rows(genotypes).tolist(), strict=True)) if genotypes else []
+
+    def _best(self, row: GenerationRow | None) -> dict[str, Any]:
+        """best.json without what judging adds."""
+        plan, parent = self.plan, self.strategy.parent
+        assert parent is not None
+        return {
+            "configuration": plan.space.configuration(parent),
+            **asdict(plan.space.summary(parent)),
+            "fitness": {"name": plan.fitness.value, "nats_per_token": row.fitness if row else None},
+            "generation": row.generation if row else 0,
+            "candidate_tokens": self.journal.tokens,
+            "seconds": self.journal.seconds,
+            "seed": plan.settings.seed,
+            "model": plan.settings.model,
+            "revision": plan.facts.revision,
+            "store": plan.settings.store,
+            "digests": {
+                "model": plan.facts.weights_digest,
+                "store": plan.manifest.digest,
+                "search_text": plan.text.digest,
+                "judge_text": plan.judge_text.digest,
+            },
+            "versions": versions(),
+            "device": asdict(self.pool.record),
+        }
+
+    def conclude(self) -> dict[str, Any]:
+        """Judges found beside start and uniform on the held-out text, and writes best.json."""
+        space, parent = self.plan.space, self.strategy.parent
+        best = self._best(self.journal.rows[-1] if self.journal.rows else None)
+        assert parent is not None
+        named: dict[str, Genotype] = {"found": parent, "start": self._start(), "uniform": uniform(space)}
+        distinct = list(dict.fromkeys(named.values()))
+        judged = dict(
+            zip(
+                distinct,
+                judge(
+                    self.pool,
+                    space.rows(distinct),
+                    self.plan.judge_text,
+                    tokens_per_pass=self.plan.settings.tokens_per_pass,
+                    progress=self.progress.stage("judging"),
+                ),
+                strict=True,
+            )
+        )
+        best["held_out"] = {
+            "data": self.plan.settings.judge_data or self.plan.settings.data,
+            "tokens": self.plan.judge_text.tokens,
+            "candidates": {
+                name: self._judged(genotype, judged[genotype], judged[parent]) for name, genotype in named.items()
+            },
+        }
+        self.run.write_best(best)
+        return best
+
+    def _start(self) -> Genotype:
+        if self.plan.start is not None:
+            return self.plan.start
+        if self.journal.rows and self.journal.rows[0].generation == 0:
+            return self.journal.rows[0].winner
+        start = self.plan.space.uniform()
+        assert start is not None
+        return start
+
+    def _judged(self, genotype: Genotype, judgement: Judgement, found: Judgement) -> dict[str, Any]:
+        difference, half_width = paired_interval(found, judgement)
+        return {
+            **asdict(self.plan.space.summary(genotype)),
+            "kl": judgement.kl,
+            "perplexity": judgement.perplexity,
+            "found_minus_this_kl": difference,
+            "interval_95": half_width,
+        }

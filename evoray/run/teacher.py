@@ -1,0 +1,132 @@
+"""A text with the base model's part of every block: computed once, spread over the workers, kept, reused.
+
+Holds: `TaughtText`, `teach_text`.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+import pyarrow as pa
+
+from evoray.cluster import Pool
+from evoray.evaluator import Work
+from evoray.fitness import TeacherBlock
+from evoray.fitness.teacher import blocks_of_table, teacher_table
+from evoray.store import Location
+from evoray.tokens import Batch, TokenText, all_batches
+
+INDEX = "index.json"
+
+SHARD_TOKENS = 65536
+"""Tokens per file: small enough that an interrupted teacher pass loses little, large enough to be few files."""
+
+
+@dataclass(frozen=True)
+class TaughtText:
+    """Token blocks and, where a KL is measured, the teacher's part of each.
+
+    Attributes:
+        text: the blocks.
+        teacher: one per block; empty for fitness that needs no teacher.
+    """
+
+    text: TokenText
+    teacher: tuple[TeacherBlock, ...] = ()
+
+    def works(self, batches: Iterable[Batch]) -> list[Work]:
+        """Batches of this text, ready for workers."""
+        return [
+            Work(
+                batch.ids(self.text),
+                batch.cuts,
+                tuple(self.teacher[block].cut(cut) for block, cut in zip(batch.blocks, batch.cuts, strict=True))
+                if self.teacher
+                else (),
+            )
+            for batch in batches
+        ]
+
+
+def teach_text(
+    pool: Pool,
+    text: TokenText,
+    *,
+    tokens_per_pass: int,
+    weights_digest: str = "",
+    folder: Location | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> TaughtText:
+    """The teacher's part of a whole text.
+
+    Args:
+        pool: who computes it.
+        text: of which every block is taught, whole. A cut block takes the first tokens of it.
+        tokens_per_pass: most tokens of a forward pass.
+        weights_digest: of the base model; with text and device it names what was computed.
+        folder: where it is kept. What lies there under the same name and checksum is not computed again.
+        progress: told the share that is done, 0 to 1.
+
+    Raises:
+        EvorayError: workers fail, or the folder can't be written.
+    """
+    batches = all_batches(text, tokens_per_pass)
+    shards = list(_shards(batches))
+    key = hashlib.sha256(
+        json.dumps([weights_digest, text.digest, tokens_per_pass, asdict(pool.record)], sort_keys=True).encode()
+    ).hexdigest()
+    known = _known(folder, key)
+    teacher: dict[int, TeacherBlock] = {}
+    for number, shard in enumerate(shards):
+        name = f"{number:05d}.arrow"
+        table = _read(folder, name, known.get(name))
+        if table is None:
+            taught = pool.teach([Work(batch.ids(text), batch.cuts) for batch in shard])
+            table = teacher_table([block for blocks in taught for block in blocks])
+            if folder is not None:
+                data = _ipc(table)
+                (folder / name).write_bytes(data)
+                known[name] = hashlib.sha256(data).hexdigest()
+                (folder / INDEX).write_bytes(json.dumps({"key": key, "shards": known}, indent=1).encode())
+                table = _read(folder, name, known[name]) or table
+        teacher |= dict(zip((block for batch in shard for block in batch.blocks), blocks_of_table(table), strict=True))
+        if progress:
+            progress((number + 1) / len(shards))
+    return TaughtText(text, tuple(teacher[block] for block in range(len(text.blocks))))
+
+
+def _shards(batches: Sequence[Batch]) -> Iterable[list[Batch]]:
+    shard: list[Batch] = []
+    for batch in batches:
+        shard.append(batch)
+        if sum(held.tokens for held in shard) >= SHARD_TOKENS:
+            yield shard
+            shard = []
+    if shard:
+        yield shard
+
+
+def _known(folder: Location | None, key: str) -> dict[str, str]:
+    if folder is None or not (folder / INDEX).exists():
+        return {}
+    found = json.loads((folder / INDEX).read_bytes())
+    return found["shards"] if found["key"] == key else {}
+
+
+def _read(folder: Location | None, name: str, sha256: str | None) -> pa.Table | None:
+    """A shard as it lies, memory-mapped where it is local; None where it is missing or not what was written."""
+    if folder is None or sha256 is None or not (folder / name).exists():
+        return None
+    path = (folder / name).local_path
+    buffer = pa.memory_map(str(path)).read_buffer() if path is not None else pa.py_buffer((folder / name).read_bytes())
+    if hashlib.sha256(buffer).hexdigest() != sha256:
+        return None
+    return pa.ipc.open_file(buffer).read_all()
+
+
+def _ipc(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()

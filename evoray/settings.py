@@ -1,0 +1,320 @@
+"""Settings of every verb: strict, frozen, the same from the command line, a YAML file and Python.
+
+Holds: `BuildSettings`, `SearchSettings`, `EvalSettings`, `ExportSettings`, `Preset`, `load_settings`, `read_yaml`.
+
+A field's description is its help on the command line, and its name is its flag.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from evoray.errors import UserError
+from evoray.sizes import parse_size
+
+
+def _bytes(value: Any) -> Any:
+    try:
+        return parse_size(value) if isinstance(value, str) else value
+    except UserError as error:
+        raise ValueError(str(error)) from None
+
+
+def _list(value: Any) -> Any:
+    """Lists are written `16,4,1` or `16 4 1` on a command line."""
+    if isinstance(value, str):
+        return [part for part in value.replace(",", " ").split() if part]
+    return [value] if isinstance(value, int | float) else value
+
+
+def _levels(value: Any) -> Any:
+    return [str(level) for level in _list(value)] if value is not None else value
+
+
+Bytes = Annotated[int, BeforeValidator(_bytes), Field(gt=0)]
+Integers = Annotated[tuple[int, ...], BeforeValidator(_list)]
+Levels = Annotated[tuple[str, ...], BeforeValidator(_levels)]
+
+
+class Device(StrEnum):
+    """Where models run. `auto` takes CUDA where there is some."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Dtype(StrEnum):
+    """What models run in. `auto`: the checkpoint's own on CUDA, float32 on CPUs."""
+
+    auto = "auto"
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+class Preset(StrEnum):
+    """Named sets of defaults. `evopress`: the algorithm of arXiv 2410.14649."""
+
+    evopress = "evopress"
+
+
+class MutationRule(StrEnum):
+    """`budget`: switches of any two genes within the budget. `equal-steps`: the paper's, between equal cost steps."""
+
+    budget = "budget"
+    equal_steps = "equal-steps"
+
+
+class Settings(BaseModel):
+    """Common ground: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ModelSettings(Settings):
+    """Which model, and how it runs."""
+
+    model: str = Field(description="Model: a folder, a model id, or `embedded`.")
+    revision: str | None = Field(None, description="Branch, tag or commit of the model on the hub.")
+    trust_remote_code: bool = Field(False, description="Let the checkpoint's own Python run, on workers too.")
+    attn_implementation: str | None = Field(None, description="Attention: eager, sdpa or flash_attention_2.")
+    dtype: Dtype = Field(Dtype.auto, description="What the model runs in.")
+    device: Device = Field(Device.auto, description="Where the model runs.")
+    allow_partial: bool = Field(False, description="Accept models with less than 90% of their weights in reach.")
+
+
+class TextSettings(Settings):
+    """Which text, and how it is cut."""
+
+    data: str = Field(description="Text: a file, a folder, `embedded`, or NAME[:config][:split][:column] of the hub.")
+    sequence_length: int | None = Field(
+        None, ge=8, description="Most tokens of a block. Default: 512, or what the model reads."
+    )
+    bos: str = Field(
+        "auto",
+        pattern="^(auto|none|document|block)$",
+        description="Beginning-of-sequence token: auto, none, document or block.",
+    )
+    separator: str = Field("auto", description="What cuts a .txt file: auto, none, a line, or re:PATTERN.")
+
+
+class WorkSettings(Settings):
+    """Who does the work."""
+
+    workers: int | None = Field(
+        None, ge=0, description="Workers. 0: this process, without Ray. Default: one per GPU, or one per core."
+    )
+    threads_per_worker: int = Field(1, ge=1, description="Threads of torch in each worker; part of a run's bits.")
+    address: str | None = Field(None, description="Address of a running Ray cluster. Default: a local one.")
+    wait: float = Field(600, ge=0, description="Seconds to wait for the first worker.")
+    allow_mixed: bool = Field(False, description="Let workers of unlike devices in, and give up bit-equal losses.")
+    tokens_per_pass: int = Field(2048, ge=8, description="Most tokens of a forward pass, padding included.")
+    vocabulary_chunk: int = Field(16384, ge=256, description="Rows of the output head per matrix product.")
+    boundary_memory: Bytes = Field(1 << 30, description="Memory for states at block boundaries, per worker.")
+    variant_memory: Bytes = Field(4 << 30, description="Memory for ready variants on the device, per worker.")
+
+
+class BuildSettings(ModelSettings):
+    """`evoray build`: makes the variants."""
+
+    store: str = Field(description="Where the variants go: a folder or a URI (s3://, gs://, file://).")
+    kind: str = Field("quantization", pattern="^quantization$", description="What levels mean: quantization.")
+    method: str = Field("gptq", pattern="^(gptq|rtn)$", description="How weights are compressed: gptq or rtn.")
+    levels: Levels = Field(("2", "3", "4", "5", "6"), description="Bitwidths, 2 to 8.")
+    group_size: int = Field(128, ge=-1, description="Input columns per scale; -1: a whole row.")
+    symmetric: bool = Field(True, description="Without zero points.")
+    scales: str = Field("mse", pattern="^(mse|minmax)$", description="How scales are chosen: mse or minmax.")
+    scale_dtype: str = Field(
+        "auto",
+        pattern="^(auto|float16|bfloat16|float32)$",
+        description="What scales are stored in. auto: the checkpoint's dtype.",
+    )
+    cost_format: str = Field(
+        "compressed-tensors", pattern="^(compressed-tensors|tight)$", description="How bytes are counted."
+    )
+    data: str | None = Field(
+        None, description="Hessian text for gptq: a file, a folder, `embedded`, or NAME[:config][:split][:column]."
+    )
+    hessian_tokens: int = Field(262144, ge=64, description="Most tokens of Hessian text.")
+    hessian_inputs: str = Field(
+        "base",
+        pattern="^(base|quantized)$",
+        description="Inputs of Hessians come from the base model, or the model quantized so far.",
+    )
+    hessian_level: int | None = Field(None, description="Level of the model quantized so far. Default: the middle one.")
+    damping: float = Field(0.01, gt=0, description="Added to the Hessian's diagonal, as a share of its mean.")
+    act_order: bool = Field(True, description="Columns in the order of their Hessian; groups stay as they lie.")
+    sequence_length: int | None = Field(
+        None, ge=8, description="Most tokens of a block. Default: 2048, or what the model reads."
+    )
+    bos: str = Field(
+        "auto",
+        pattern="^(auto|none|document|block)$",
+        description="Beginning-of-sequence token: auto, none, document or block.",
+    )
+    separator: str = Field("auto", description="What cuts a .txt file: auto, none, a line, or re:PATTERN.")
+    tokens_per_pass: int = Field(2048, ge=8, description="Most tokens of a forward pass, padding included.")
+    threads: int | None = Field(None, ge=1, description="Threads of torch. Default: all cores.")
+    seed: int = Field(0, ge=0, description="Orders the documents.")
+    dry_run: bool = Field(False, description="Say what it would take, and stop.")
+
+    @model_validator(mode="after")
+    def _text_for_gptq(self) -> "BuildSettings":
+        if self.method == "gptq" and self.data is None:
+            raise ValueError("method gptq needs Hessian text: give --data, or use --method rtn")
+        return self
+
+
+class SearchSettings(ModelSettings, TextSettings, WorkSettings):
+    """`evoray search`: finds which layer gets which level."""
+
+    store: str = Field(description="The variants: a folder or URI that `evoray build` made.")
+    run: str = Field(description="Run directory: a folder or URI. A run of the same settings goes on.")
+    target_bits: float | None = Field(None, gt=0, description="Budget: average code bits per compressible weight.")
+    target_bpw: float | None = Field(None, gt=0, description="Budget: average stored bits per weight, scales included.")
+    target_size: str | None = Field(None, description="Budget: size of the whole checkpoint, such as 3.5GB.")
+    levels: Levels | None = Field(None, description="Levels to choose from. Default: all of the store.")
+    tie: str = Field(
+        "fused", pattern="^(fused|none)$", description="Layers that engines fuse share a level: fused or none."
+    )
+    fitness: str = Field(
+        "kl", pattern="^(kl|perplexity)$", description="What is minimised: kl to the base model, or perplexity."
+    )
+    preset: Preset | None = Field(None, description="evopress: the paper's algorithm and budget.")
+    generations: int = Field(150, ge=0, description="Generations. A finished run goes on when this is raised.")
+    offspring: int = Field(128, ge=1, description="Offspring per generation.")
+    survivors: Integers = Field((16, 4, 1), description="Survivors of each rung.")
+    tokens: Integers = Field((2048, 16384, 131072), description="Tokens of each rung.")
+    search_tokens: int = Field(524288, ge=64, description="Most tokens of search text.")
+    initial_candidates: int = Field(32, ge=1, description="Random configurations that race for the start.")
+    init: str | None = Field(None, description="Start from a configuration: a file, or a run's best.json.")
+    mutation: MutationRule = Field(MutationRule.budget, description="Which switches are drawn: budget or equal-steps.")
+    switches: int = Field(3, ge=1, description="Most level switches of an offspring.")
+    seed: int = Field(0, ge=0, description="Seed of every draw.")
+    judge_data: str | None = Field(None, description="Held-out text. Default: the judging share of --data.")
+    judge_tokens: int = Field(65536, ge=64, description="Most tokens of held-out text.")
+    max_hours: float | None = Field(None, gt=0, description="Stop after so many hours; the run can go on later.")
+    max_tokens: int | None = Field(
+        None, gt=0, description="Stop after so many candidate tokens; the run can go on later."
+    )
+    dry_run: bool = Field(False, description="Say what it would take, and stop.")
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> "SearchSettings":
+        given = [name for name in ("target_bits", "target_bpw", "target_size") if getattr(self, name) is not None]
+        if len(given) != 1:
+            named = " and ".join(flag(name) for name in given) or "none"
+            raise ValueError(f"one budget is needed, {named} given: --target-bits, --target-bpw or --target-size")
+        return self
+
+
+class EvalSettings(ModelSettings, TextSettings, WorkSettings):
+    """`evoray eval`: held-out perplexity and KL of a configuration, or of the base model."""
+
+    store: str | None = Field(None, description="The variants. Not needed for the base model.")
+    configuration: str | None = Field(
+        None, description="A file of `layer: level` lines, a best.json, or a run folder. Default: the base model."
+    )
+    eval_tokens: int | None = Field(None, ge=64, description="Most tokens to judge on. Default: all.")
+    role: str = Field(
+        "all", pattern="^(all|judge|search|hessian)$", description="Which documents: all, or one share of the split."
+    )
+    seed: int = Field(0, ge=0, description="Orders the documents.")
+
+
+class ExportSettings(Settings):
+    """`evoray export`: a checkpoint of a configuration."""
+
+    format: str = Field(
+        "hf", pattern="^hf$", description="hf: dequantized weights that transformers loads as they are."
+    )
+    model: str | None = Field(None, description="Model. Default: the one of the run or store.")
+    revision: str | None = Field(None, description="Branch, tag or commit of the model on the hub.")
+    trust_remote_code: bool = Field(False, description="Let the checkpoint's own Python run.")
+    allow_partial: bool = Field(False, description="Accept models with less than 90% of their weights in reach.")
+    store: str | None = Field(None, description="The variants. Default: the store of the run.")
+    configuration: str = Field(description="A file of `layer: level` lines, a best.json, or a run folder.")
+    out: str = Field(description="Folder of the checkpoint; must not hold another one.")
+
+
+PRESETS: dict[Preset, dict[str, Any]] = {
+    # The paper's section 4 and appendix: untied layers, budget in bits, switches between layers of equal size,
+    # sequences as long as the model reads up to 8192.
+    Preset.evopress: {
+        "tie": "none",
+        "mutation": "equal-steps",
+        "generations": 150,
+        "offspring": 128,
+        "survivors": (16, 4, 1),
+        "tokens": (2048, 16384, 131072),
+        "search_tokens": 524288,
+        "initial_candidates": 32,
+        "switches": 3,
+        "sequence_length": 8192,
+    }
+}
+
+_S = TypeVar("_S", bound=Settings)
+
+
+def flag(name: str) -> str:
+    """A field's flag on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def load_settings(kind: type[_S], given: Mapping[str, Any], file: str | Path | None = None) -> _S:
+    """Settings from flags over a YAML file over a preset over defaults.
+
+    Args:
+        kind: the class of settings.
+        given: flags; None means not given.
+        file: a YAML file with the same names, dashes or underscores.
+
+    Raises:
+        UserError: an unknown key, a missing or wrong value; one line for all of them.
+    """
+    merged = read_yaml(file) if file is not None else {}
+    merged |= {key: value for key, value in given.items() if value is not None}
+    preset = merged.get("preset")
+    if preset is not None and "preset" in kind.model_fields and preset in list(Preset):
+        merged = PRESETS[Preset(preset)] | merged
+    try:
+        return kind(**merged)
+    except ValidationError as error:
+        raise UserError("; ".join(_line(kind, entry, file) for entry in error.errors(include_url=False))) from None
+
+
+def _line(kind: type[Settings], entry: Any, file: str | Path | None) -> str:
+    name = str(entry["loc"][0]) if entry["loc"] else ""
+    if entry["type"] == "extra_forbidden":
+        known = ", ".join(sorted(kind.model_fields))
+        return f"unknown key {name!r}{f' in {file}' if file else ''}; known are {known}"
+    if entry["type"] == "missing":
+        return f"{flag(name)} is missing"
+    message = entry["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:] if message else message
+    return f"{flag(name)} {entry['input']!r}: {message}" if name else message
+
+
+def read_yaml(file: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file, with underscores in its keys.
+
+    Raises:
+        UserError: missing, unreadable, or no mapping.
+    """
+    try:
+        found: Any = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no settings file at {file}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"settings file {file} can't be read: {' '.join(str(error).split())}") from None
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise UserError(f"settings file {file} must hold `key: value` lines, it holds a {type(found).__name__}")
+    return {str(key).replace("-", "_"): value for key, value in found.items()}
