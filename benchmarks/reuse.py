@@ -1,8 +1,8 @@
 """A population against its plain forward passes: the reuse ratio.
 
-Candidate tokens per second of the evaluator on one rung, over tokens per second of plain `model(input_ids)` passes of the
-same candidates, their weights already in place, plus the same loss from full logits. Same device, dtype, batches and
-threads; the two interleaved in one process; the median of the ratios of the pairs.
+Candidate tokens per second of the evaluator on one rung, over tokens per second of plain `model(input_ids)` passes of
+the same candidates, their weights already in place, plus the same loss from full logits. Same device, dtype, batches
+and threads; the two interleaved in one process; the median of the ratios of the pairs.
 
     python -m benchmarks.reuse --model ../shared/models/llama-12x192 --data ../shared/corpora/wikitext2_valid.txt
 """
@@ -19,27 +19,16 @@ import torch
 
 import evoray
 from benchmarks.log import append, table
+from benchmarks.population import offspring, whole_blocks
 from evoray.evaluator import Evaluator, Work
-from evoray.evolve import LevelSwitch, Purpose, rng
+from evoray.evolve import Purpose, rng
 from evoray.fitness import Fitness
-from evoray.model import ModelAdapter, load_model, load_tokenizer
-from evoray.space import Budget, Measure, Space, Tie, quantization_space
+from evoray.model import ModelAdapter, load_model
+from evoray.space import Budget, Measure, Tie, quantization_space
 from evoray.store import VariantStore
-from evoray.tokens import BosPolicy, Role, draw_batches, read_text
+from evoray.tokens import draw_batches
 
 CASES = {"128 offspring x 2,048 tokens": (128, 2048), "16 survivors x 16,384 tokens": (16, 16384)}
-
-
-def offspring(space: Space, count: int) -> np.ndarray:
-    """Rows of distinct children of the uniform parent, by the paper's mutation."""
-    parent, mutate, draws = space.uniform("3"), LevelSwitch(equal_steps=True), rng(0, 1, Purpose.OFFSPRING)
-    assert parent is not None
-    found: dict[tuple[int, ...], None] = {}
-    while len(found) < count:
-        child = mutate(space, parent, draws)
-        if child is not None and child != parent:
-            found[child] = None
-    return space.rows(list(found))
 
 
 def plain(
@@ -92,22 +81,11 @@ def main() -> None:
         store = VariantStore.open(folder)
         adapter = ModelAdapter(load_model(given.model, device=given.device))
         evaluator = Evaluator(adapter, store)
-        text = read_text(
-            given.data,
-            Role.search,
-            load_tokenizer(given.model),
-            sequence_length=given.sequence_length,
-            max_tokens=65536,
-            bos=BosPolicy.none,
-        )
-        whole = [index for index, block in enumerate(text.blocks) if len(block) == given.sequence_length]
-        text = type(text)(
-            tuple(text.blocks[i] for i in whole), tuple(text.documents[i] for i in whole), text.sequence_length
-        )
+        text = whole_blocks(given.model, given.data, given.sequence_length)
         space = quantization_space(store.manifest, Budget(Measure.BITS, 3.0), Tie.NONE)
         rows = []
         for name, (candidates, tokens) in CASES.items():
-            rows_NL = offspring(space, candidates)
+            rows_NL = space.rows(offspring(space, candidates))
             batches = draw_batches(text, tokens, rng(0, 1, Purpose.BATCHES), given.tokens_per_pass)
             untaught = [Work(batch.ids(text), batch.cuts) for batch in batches]
             works = [Work(work.ids, work.cuts, tuple(evaluator.teach(work))) for work in untaught]

@@ -1,4 +1,4 @@
-"""Is the found configuration better than uniform, and at what price? Build, search and judge a model at several budgets.
+"""Is the found configuration better than uniform, and at what price? Build, search and judge at several budgets.
 
     python -m benchmarks.search_quality --model ../shared/models/llama-12x192 \
         --data ../shared/corpora/wikitext2_valid.txt --judge-data ../shared/corpora/wikitext2_test.txt
@@ -90,9 +90,10 @@ def main() -> None:
     append(
         f"search quality on {os.path.basename(given.model.rstrip('/'))}",
         f"GPTQ, symmetric, levels 2 to 6, groups of {given.group_size}, built in {built:.0f} s; {given.generations} "
-        f"generations, {given.offspring} offspring, survivors {given.survivors}, tokens {given.tokens}, ties as default, "
-        f"seed {given.seed}; {given.workers} workers of one thread; held-out: {held_out:,} tokens of "
-        f"{os.path.basename(given.judge_data)}. `start` is uniform where the target is a level, else the best of 32 random.\n\n"
+        f"generations, {given.offspring} offspring, survivors {given.survivors}, tokens {given.tokens}, ties as "
+        f"default, seed {given.seed}; {given.workers} workers of one thread; held-out: {held_out:,} tokens of "
+        f"{os.path.basename(given.judge_data)}. `start` is uniform where the target is a level, else the best of 32 "
+        "random ones.\n\n"
         + table(
             [
                 "target",

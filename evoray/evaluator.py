@@ -1,6 +1,6 @@
 """One device, one base model: genotypes x batches -> losses.
 
-Holds: `Work` (one batch, ready to run), `Evaluator`, `VariantCache`, `settle_threads`.
+Holds: `Work` (one batch, ready to run), `Evaluator`, `VariantCache`.
 
 A loss is a pure function of (base model, row of levels, batch): how the rows are ordered, which prefixes are
 reused and what is cached changes no bit of it.
@@ -9,6 +9,7 @@ Legend: N candidates, L layers, B blocks of the batch, T padded length, D hidden
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +17,10 @@ import torch
 from torch import Tensor
 
 from evoray.errors import EvorayError
-from evoray.fitness import Fitness, TeacherBlock, loss_head
+from evoray.fitness import Fitness, PlacedTeacher, TeacherBlock, loss_head, place
 from evoray.formats import dense_weight
 from evoray.model import ModelAdapter
+from evoray.model.probes import probe_ids
 from evoray.store import VariantStore
 
 GIB = 1 << 30
@@ -45,7 +47,7 @@ class VariantCache:
     Args:
         adapter: the model they are for.
         store: where they come from; None for an evaluator of the base model alone.
-        limit: bytes kept ready on the device.
+        limit: bytes kept ready on the device, beside the weights that the model points at just now.
     """
 
     def __init__(self, adapter: ModelAdapter, store: VariantStore | None, limit: int) -> None:
@@ -74,12 +76,15 @@ class VariantCache:
             raise EvorayError(f"{layer} at level {level} was asked of an evaluator without a store")
         self.misses += 1
         base = self.adapter.layers[layer].base
-        weight = self.adapter.ready(layer, dense_weight(self.store.read(layer, level), base.dtype, base.device))
-        self._ready[key] = weight
-        self.bytes += weight.nbytes
-        while self.bytes > self.limit and len(self._ready) > 1:
+        # A ready weight has the size of the base weight, so room is made first and the limit holds all the time.
+        keep = base.nbytes <= self.limit
+        while keep and self.bytes + base.nbytes > self.limit:
             _, old = self._ready.popitem(last=False)
             self.bytes -= old.nbytes
+        weight = self.adapter.ready(layer, dense_weight(self.store.read(layer, level), base.dtype, base.device))
+        if keep:
+            self._ready[key] = weight
+            self.bytes += weight.nbytes
         return weight
 
 
@@ -90,7 +95,7 @@ class Evaluator:
     where it differs from the one before: a depth-first walk of the tree of their common prefixes.
 
     Args:
-        adapter: the base model.
+        adapter: the base model. While this evaluator is in use, nobody else may swap its weights.
         store: its variants; None when only the base model is judged.
         vocabulary_chunk: rows of the head per matrix product; part of what fixes the bits of a loss.
         boundary_bytes: limit of the kept states at block boundaries. Every k-th boundary is kept when all don't fit.
@@ -115,15 +120,19 @@ class Evaluator:
         # Block -> the last boundary up to it from which a pass may start.
         usable = adapter.boundaries | {0} if reuse else {0}
         self._resume_at = [max(b for b in usable if b <= block) for block in range(adapter.n_blocks + 1)]
+        self._token_bytes = self._bytes_per_token(sorted(usable))
         self.blocks_run = 0
-        self._sites: list[tuple[str, tuple[str, ...]]] = []
-        self._block_of: np.ndarray = np.zeros(0, dtype=np.int64)
-        if store is not None:
-            self._sites = [(layer.name, layer.levels) for layer in store.manifest.layers]
-            unknown = [name for name, _ in self._sites if name not in adapter.layers]
-            if unknown:
-                raise EvorayError(f"the store has a layer {unknown[0]} that the model lacks")
-            self._block_of = np.array([adapter.layers[name].block for name, _ in self._sites], dtype=np.int64)
+        entries = () if store is None else store.manifest.layers
+        unknown = [layer.name for layer in entries if layer.name not in adapter.layers]
+        if unknown:
+            raise EvorayError(f"the store has a layer {unknown[0]} that the model lacks")
+        block_of = np.array([adapter.layers[layer.name].block for layer in entries], dtype=np.int64)
+        # Sites are the store's layers in the order of the blocks, whatever their order in the manifest.
+        self._columns = np.argsort(block_of, kind="stable")
+        self._block_of = block_of[self._columns]
+        self._sites = [(entries[column].name, entries[column].levels) for column in self._columns]
+        for name in adapter.layers:
+            adapter.restore(name)
         self._installed = np.full(len(self._sites), -1, dtype=np.int8)
 
     def losses(self, rows_NL: np.ndarray, work: Work, fitness: Fitness) -> np.ndarray:
@@ -135,17 +144,19 @@ class Evaluator:
             fitness: what is measured.
 
         Returns:
-            float64 [N, B]: sums over the block's counted tokens, in nats.
+            float64 [N, B]: sums over the block's counted tokens, in nats. Infinite where a loss is no finite number.
 
         Raises:
-            UserError: a variant is missing or corrupt.
+            UserError: a variant is missing or corrupt. The evaluator can be used further.
+            EvorayError: the teacher's part is missing or another batch's.
         """
-        rows_NL = np.asarray(rows_NL, dtype=np.int8).reshape(len(rows_NL), len(self._sites))
+        rows_NL = np.asarray(rows_NL, dtype=np.int8).reshape(len(rows_NL), len(self._sites))[:, self._columns]
         ids_BT = self._ids(work)
+        teacher = place(work.teacher, work.cuts, self.adapter.device) if fitness.needs_teacher else None
         losses_NB = np.empty((len(rows_NL), len(work.cuts)))
         # lexsort takes its last key first, and a row's first layer is the tree's root.
         order = np.lexsort(rows_NL.T[::-1]) if rows_NL.shape[1] else np.arange(len(rows_NL))
-        differs = self._first_differing_blocks(rows_NL[order])
+        differs = self._first_differing_blocks(rows_NL[order]).tolist()
         stride = self._boundary_stride(ids_BT)
         stack: dict[int, Tensor] = {}
         for step, candidate in enumerate(order):
@@ -162,21 +173,24 @@ class Evaluator:
                 ids_BT, start=start, hidden_BTD=stack.get(start), keep=tuple(keep), kept=stack
             )
             self.blocks_run += self.adapter.n_blocks - start
-            losses_NB[candidate] = self._loss(hidden_BTD, work, ids_BT, fitness)
+            losses_NB[candidate] = self._loss(hidden_BTD, work, ids_BT, teacher)
+        losses_NB[~np.isfinite(losses_NB)] = np.inf
         return losses_NB
 
     def teach(self, work: Work) -> list[TeacherBlock]:
         """The base model's part of a KL divergence, per block of the batch."""
         self._install(np.full(len(self._sites), -1, dtype=np.int8))
-        return self.head.teach(self.adapter.hidden(self._ids(work)), work.cuts)
+        hidden_BTD = self.adapter.hidden(self._ids(work))
+        with torch.inference_mode():
+            return self.head.teach(hidden_BTD, work.cuts)
 
     def _ids(self, work: Work) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(work.ids, dtype=np.int64)).to(self.adapter.device)
+        return torch.from_numpy(np.array(work.ids, dtype=np.int64)).to(self.adapter.device)
 
-    def _loss(self, hidden_BTD: Tensor, work: Work, ids_BT: Tensor, fitness: Fitness) -> np.ndarray:
+    def _loss(self, hidden_BTD: Tensor, work: Work, ids_BT: Tensor, teacher: PlacedTeacher | None) -> np.ndarray:
         with torch.inference_mode():
-            if fitness is Fitness.kl:
-                return self.head.kl(hidden_BTD, work.cuts, work.teacher)
+            if teacher is not None:
+                return self.head.kl(hidden_BTD, work.cuts, teacher)
             return self.head.cross_entropy(hidden_BTD, work.cuts, ids_BT)
 
     def _install(self, row_L: np.ndarray) -> None:
@@ -196,19 +210,27 @@ class Evaluator:
             return np.full(len(unequal), self.adapter.n_blocks)
         return np.where(unequal.any(1), self._block_of[unequal.argmax(1)], self.adapter.n_blocks)
 
-    def _boundary_stride(self, ids_BT: Tensor) -> int:
-        """Every how many boundaries one is kept, so that the stack stays within its limit."""
-        state_bytes = ids_BT.numel() * self.adapter.hidden_size * self.adapter.dtype.itemsize
-        fitting = self.boundary_bytes // max(1, state_bytes)
-        return self.adapter.n_blocks if fitting < 1 else -(-self.adapter.n_blocks // fitting)
+    def _bytes_per_token(self, boundaries: Sequence[int]) -> int:
+        """Bytes of a kept state per token, measured: some models carry wider states than they give to their head."""
+        if not any(0 < boundary < self.adapter.n_blocks for boundary in boundaries):
+            return 0
+        states: dict[int, Tensor] = {}
+        ids_BT = probe_ids(self.adapter)
+        self.adapter.hidden(ids_BT, stop=self.adapter.n_blocks, keep=boundaries, kept=states)
+        return max(-(-state.nbytes // ids_BT.numel()) for state in states.values())
 
-    def _boundaries_needed(self, differs: np.ndarray, step: int, start: int, stride: int) -> set[int]:
+    def _boundary_stride(self, ids_BT: Tensor) -> int:
+        """Every how many boundaries one is kept: of the n - 1 inner ones no more than fit the limit."""
+        fitting = self.boundary_bytes // max(1, ids_BT.numel() * self._token_bytes)
+        return -(-self.adapter.n_blocks // (fitting + 1))
+
+    def _boundaries_needed(self, differs: Sequence[int], step: int, start: int, stride: int) -> set[int]:
         """The boundaries that a later candidate resumes from before anything makes them stale."""
         needed: set[int] = set()
         lowest = self.adapter.n_blocks
         for block in differs[step:]:
             if block < lowest:
-                lowest = int(block)
+                lowest = block
                 needed.add(self._resume_at[lowest - lowest % stride])
             if lowest <= start:
                 break

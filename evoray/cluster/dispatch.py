@@ -4,32 +4,27 @@ Holds: `Item`, `Dispatcher`.
 """
 
 from collections import deque
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 Worker = Hashable
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Item:
-    """Some candidates on one batch: what one worker does in one call.
+    """Some candidates on one batch: what one worker does in one call. Each call has an item of its own.
 
     Attributes:
         candidates: indexes into the caller's list, in the order in which prefixes are shared best.
         batch: index into the caller's batches.
-        deaths: healthy workers that died while they held it.
+        deaths: healthy workers that died while they worked at it.
     """
 
     candidates: tuple[int, ...]
     batch: int
     deaths: int = 0
-
-
-@dataclass
-class _Held:
-    items: deque[Item] = field(default_factory=deque)
 
 
 class Dispatcher:
@@ -38,7 +33,8 @@ class Dispatcher:
     The carrier tells it what happens (`add`, `done`, `lost`) and asks what is next (`next_for`). An item whose
     worker died alone is done again whole; when that kills a second worker it is cut in halves, until one candidate is
     left, which is set aside. An item under suspicion is given only to a worker that holds nothing else, so that nobody
-    else is blamed and nobody else's work is lost.
+    else is blamed and nobody else's work is lost. Workers drain for it only when nothing else waits, or one of them
+    was lost and comes back with empty hands, as it does after each death that raised suspicion.
 
     Args:
         candidates: how many there are.
@@ -46,6 +42,10 @@ class Dispatcher:
         order: candidates in the order that shares prefixes; default: as they are.
         workers: how many are expected; with it, items are cut so that each gets about four per stage.
         depth: items in flight per worker: one at work and the next at hand.
+
+    Attributes:
+        losses: per batch float64 [candidates, blocks]; NaN where no result came yet.
+        set_aside: candidates that kill workers. Their losses are infinite on every batch.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class Dispatcher:
         self.losses = [np.full((candidates, size), np.nan) for size in blocks]
         self.set_aside: set[int] = set()
         self.depth = depth
-        self._all = self._left = candidates * len(blocks)
-        self._held: dict[Worker, _Held] = {}
+        self._open = np.ones((len(blocks), candidates), dtype=bool)
+        self._held: dict[Worker, deque[Item]] = {}
         self._suspects: deque[Item] = deque()
         self._waiting: deque[Item] = deque()
         ordered = np.arange(candidates) if order is None else np.asarray(order)
@@ -72,35 +72,42 @@ class Dispatcher:
 
     @property
     def finished(self) -> bool:
-        """Every candidate has a loss on every block, or was set aside."""
-        return self._left == 0
+        """Every candidate has a loss on every block or was set aside, and no worker is at work any more."""
+        return not self._open.any() and not any(self._held.values())
 
     @property
     def share_done(self) -> float:
         """Of all (candidate, batch) pairs, 0 to 1."""
-        return 1 - self._left / max(1, self._all)
+        return 1 - np.count_nonzero(self._open) / max(1, self._open.size)
 
     def add(self, worker: Worker) -> None:
         """A worker is ready for work, for the first time or again."""
-        self._held.setdefault(worker, _Held())
+        self._held.setdefault(worker, deque())
 
     def next_for(self, worker: Worker) -> Item | None:
         """What this worker should begin or queue now; None when it has enough, or nothing is left to give."""
-        held = self._held[worker].items
-        if any(item.deaths for item in held) or len(held) >= self.depth:
+        held = self._held[worker]
+        if len(held) >= self.depth or any(item.deaths for item in held):
             return None
-        if self._suspects and not held:
-            held.append(self._suspects.popleft())
-            return held[-1]
-        if self._waiting:
-            held.append(self._waiting.popleft())
-            return held[-1]
-        return None
+        queue = self._suspects if self._suspects and not held else self._waiting
+        if not queue:
+            return None
+        held.append(queue.popleft())
+        return held[-1]
 
     def done(self, worker: Worker, item: Item, losses: np.ndarray) -> None:
-        """A result came: float64 [candidates of the item, blocks of its batch]. A NaN becomes infinite."""
-        self._held[worker].items.remove(item)
-        self._record(item, np.where(np.isnan(losses), np.inf, losses))
+        """A result came: float64 [candidates of the item, blocks of its batch]. What is no number becomes infinite.
+
+        The result of an item that the worker does not hold (it was thought lost) is ignored: the item is done again.
+        """
+        held = self._held.get(worker, deque())
+        if item not in held:
+            return
+        held.remove(item)
+        for candidate, loss in zip(item.candidates, losses, strict=True):
+            if candidate not in self.set_aside:
+                self._open[item.batch, candidate] = False
+                self.losses[item.batch][candidate] = np.where(np.isfinite(loss), loss, np.inf)
 
     def lost(self, worker: Worker, *, blame: bool) -> list[int]:
         """A worker died, and what it held is to be done again.
@@ -113,44 +120,41 @@ class Dispatcher:
         Returns:
             Candidates set aside by this: they alone killed workers, again and again. Their losses are infinite.
         """
-        held = self._held.pop(worker, _Held()).items
+        held = list(self._held.pop(worker, ()))
         aside: list[int] = []
-        if held and blame:
-            aside = self._suspect(held.popleft())
+        # Of an item with a candidate that was set aside meanwhile, it is known why its worker died.
+        if held and blame and self.set_aside.isdisjoint(held[0].candidates):
+            aside = self._suspect(held.pop(0))
         for item in reversed(held):
-            (self._suspects if item.deaths else self._waiting).appendleft(item)
+            for rest in self._healthy([item]):
+                (self._suspects if rest.deaths else self._waiting).appendleft(rest)
         return aside
 
     def _suspect(self, item: Item) -> list[int]:
-        item.deaths += 1
-        if item.deaths == 1:
-            self._suspects.append(item)
+        if item.deaths == 0:
+            self._suspects.append(replace(item, deaths=1))
             return []
-        if len(item.candidates) > 1:
-            middle = len(item.candidates) // 2
-            for half in (item.candidates[:middle], item.candidates[middle:]):
-                # One death stays on the record: a half that kills again is cut at once.
-                self._suspects.append(Item(half, item.batch, deaths=1))
-            return []
-        return self._put_aside(item)
+        if len(item.candidates) == 1:
+            self._put_aside(item.candidates[0])
+            return [item.candidates[0]]
+        middle = len(item.candidates) // 2
+        for half in (item.candidates[:middle], item.candidates[middle:]):
+            # One death stays on the record: a half that kills again is cut at once.
+            self._suspects.append(Item(half, item.batch, deaths=1))
+        return []
 
-    def _put_aside(self, item: Item) -> list[int]:
-        candidate = item.candidates[0]
+    def _put_aside(self, candidate: int) -> None:
         self.set_aside.add(candidate)
-        self._record(item, np.full((1, self.losses[item.batch].shape[1]), np.inf))
-        for queue in (self._waiting, self._suspects):
-            for other in list(queue):
-                if candidate not in other.candidates:
-                    continue
-                self._record(Item((candidate,), other.batch), np.full((1, self.losses[other.batch].shape[1]), np.inf))
-                other.candidates = tuple(index for index in other.candidates if index != candidate)
-                if not other.candidates:
-                    queue.remove(other)
-        return [candidate]
+        self._open[:, candidate] = False
+        for losses in self.losses:
+            losses[candidate] = np.inf
+        # What is in flight goes on as it is: its result has a row for each of its candidates.
+        self._waiting = deque(self._healthy(self._waiting))
+        self._suspects = deque(self._healthy(self._suspects))
 
-    def _record(self, item: Item, losses: np.ndarray) -> None:
-        for candidate, loss in zip(item.candidates, losses, strict=True):
-            target = self.losses[item.batch][candidate]
-            if np.isnan(target).all():
-                self._left -= 1
-                target[:] = loss
+    def _healthy(self, items: Iterable[Item]) -> Iterable[Item]:
+        """The items anew, without candidates that were set aside."""
+        for item in items:
+            rest = tuple(candidate for candidate in item.candidates if candidate not in self.set_aside)
+            if rest:
+                yield replace(item, candidates=rest)

@@ -1,18 +1,19 @@
 """Losses of token blocks from last hidden states: KL divergence to the base model, and cross entropy.
 
-Holds: `Fitness`, `LossHead` (what the evaluator calls), built by `loss_head`.
+Holds: `Fitness`, `PlacedTeacher`, `LossHead` (what the evaluator calls), built by `loss_head`.
 
 Legend: B blocks of the batch, T padded length, N tokens that count, D hidden, V vocabulary.
 """
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from evoray.errors import EvorayError
 from evoray.fitness.head import LinearHead
 from evoray.fitness.teacher import TeacherBlock, TeacherForm
 from evoray.model import ModelAdapter
@@ -34,6 +35,37 @@ class Fitness(StrEnum):
         return np.asarray(cuts_B, dtype=np.int64) - (self is Fitness.perplexity)
 
 
+# Rows of [tokens, hidden size] that are held in float64 at once: the product must not cost memory for a whole batch.
+_DOUBLE_ROWS = 1024
+
+
+class PlacedTeacher(NamedTuple):
+    """The teacher's part of a batch on the evaluator's device, brought there once for all candidates.
+
+    Attributes:
+        vectors_ND: of all tokens that count, block after block, in the dtype they are kept in.
+        scalars_N: float64.
+    """
+
+    vectors_ND: Tensor
+    scalars_N: Tensor
+
+
+def place(teacher: Sequence[TeacherBlock], cuts_B: Sequence[int], device: torch.device) -> PlacedTeacher:
+    """Brings the teacher's part of a batch to the device.
+
+    Raises:
+        EvorayError: it does not belong to these blocks.
+    """
+    held = [len(block.scalars) for block in teacher]
+    if held != list(cuts_B):
+        raise EvorayError(f"a teacher of {held} tokens per block was given for a batch cut to {list(cuts_B)}")
+    return PlacedTeacher(
+        torch.from_numpy(np.concatenate([block.vectors for block in teacher])).to(device),
+        torch.from_numpy(np.concatenate([block.scalars for block in teacher])).to(device),
+    )
+
+
 class LossHead(Protocol):
     """Turns last hidden states into losses. All sums are float64, in nats, one per block."""
 
@@ -43,7 +75,7 @@ class LossHead(Protocol):
         """The teacher's part of each block, from the base model's last hidden states."""
         ...
 
-    def kl(self, hidden_BTD: Tensor, cuts_B: Sequence[int], teacher: Sequence[TeacherBlock]) -> np.ndarray:
+    def kl(self, hidden_BTD: Tensor, cuts_B: Sequence[int], teacher: PlacedTeacher) -> np.ndarray:
         """Sum over each block's tokens of KL(teacher || student), float64 [B]."""
         ...
 
@@ -71,6 +103,15 @@ def _block_sums(loss_N: Tensor, cuts_B: Sequence[int]) -> np.ndarray:
     return np.array([loss[end - cut : end].sum() for cut, end in zip(cuts_B, ends, strict=True)])
 
 
+def _inner(vectors_ND: Tensor, hidden_ND: Tensor) -> Tensor:
+    """Inner products row by row, float64 [N]: they are of the size of the logits, a KL may be a 100,000th of them."""
+    inner = [
+        (vectors.double() * hidden.double()).sum(1)
+        for vectors, hidden in zip(vectors_ND.split(_DOUBLE_ROWS), hidden_ND.split(_DOUBLE_ROWS), strict=True)
+    ]
+    return torch.cat(inner)
+
+
 class _LinearLosses:
     """KL from (c, scalar) per token: no teacher logits, no [N x V] tensor, exact.
 
@@ -90,7 +131,7 @@ class _LinearLosses:
         # float16 keeps 11 bits; bfloat16's 8 would cost about 1% at small KL.
         kept = torch.float32 if hidden_ND.dtype == torch.float32 else torch.float16
         c_ND = self.head.expected_weight(hidden_ND, lse_N).to(kept)
-        scalar_N = lse_N - (c_ND.double() * hidden_ND.double()).sum(1)
+        scalar_N = lse_N - _inner(c_ND, hidden_ND)
         vectors, scalars = c_ND.cpu().numpy(), scalar_N.cpu().numpy()
         ends = np.cumsum(cuts_B)
         return [
@@ -98,14 +139,10 @@ class _LinearLosses:
             for cut, end in zip(cuts_B, ends, strict=True)
         ]
 
-    def kl(self, hidden_BTD: Tensor, cuts_B: Sequence[int], teacher: Sequence[TeacherBlock]) -> np.ndarray:
+    def kl(self, hidden_BTD: Tensor, cuts_B: Sequence[int], teacher: PlacedTeacher) -> np.ndarray:
         hidden_ND = _flat(hidden_BTD, cuts_B)
-        device = hidden_ND.device
-        c_ND = torch.from_numpy(np.concatenate([block.vectors for block in teacher])).to(device)
-        scalar_N = torch.from_numpy(np.concatenate([block.scalars for block in teacher])).to(device)
         lse_N = self.head.summary(hidden_ND).lse_N
-        # float64: the inner product is of the size of the logits, and the KL may be a 100,000th of it.
-        return _block_sums(lse_N - (c_ND.double() * hidden_ND.double()).sum(1) - scalar_N, cuts_B)
+        return _block_sums(lse_N - _inner(teacher.vectors_ND, hidden_ND) - teacher.scalars_N, cuts_B)
 
     def cross_entropy(self, hidden_BTD: Tensor, cuts_B: Sequence[int], ids_BT: Tensor) -> np.ndarray:
         predicting = [cut - 1 for cut in cuts_B]
@@ -137,11 +174,10 @@ class _OwnPathLosses:
         # float64: log-softmax of the whole vocabulary, as the reference would do it; one block at a time.
         return self.adapter.logits_from_hidden(hidden_TD[None])[0].double().log_softmax(-1)
 
-    def kl(self, hidden_BTD: Tensor, cuts_B: Sequence[int], teacher: Sequence[TeacherBlock]) -> np.ndarray:
+    def kl(self, hidden_BTD: Tensor, cuts_B: Sequence[int], teacher: PlacedTeacher) -> np.ndarray:
         sums = []
-        for row, (cut, block) in enumerate(zip(cuts_B, teacher, strict=True)):
-            teacher_TD = torch.from_numpy(np.array(block.vectors)).to(hidden_BTD)
-            teacher_TV = self._log_p(teacher_TD)
+        for row, (cut, vectors_TD) in enumerate(zip(cuts_B, teacher.vectors_ND.split(list(cuts_B)), strict=True)):
+            teacher_TV = self._log_p(vectors_TD.to(hidden_BTD))
             student_TV = self._log_p(hidden_BTD[row, :cut])
             sums.append(_block_sums((teacher_TV.exp() * (teacher_TV - student_TV)).sum(-1), [cut])[0])
         return np.array(sums)
