@@ -9,7 +9,8 @@ Legend: N candidates, L layers, B blocks of the batch, T padded length, D hidden
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,18 +49,30 @@ class VariantCache:
         adapter: the model they are for.
         store: where they come from; None for an evaluator of the base model alone.
         limit: bytes kept ready on the device, beside the weights that the model points at just now.
+        prefetch: bring what is announced in the background. It pays where the thread that computes would wait: for a
+            GPU, or for object storage. A worker of one CPU thread has no time to give away.
     """
 
-    def __init__(self, adapter: ModelAdapter, store: VariantStore | None, limit: int) -> None:
+    def __init__(self, adapter: ModelAdapter, store: VariantStore | None, limit: int, prefetch: bool = False) -> None:
         self.adapter, self.store, self.limit = adapter, store, limit
         self.bytes = 0
         self.hits = self.misses = 0
-        self._ready: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
+        self._ready: OrderedDict[tuple[str, str], Future[Tensor]] = OrderedDict()
+        self._background = ThreadPoolExecutor(1, "prefetch") if prefetch and store is not None else None
 
     def clear(self) -> None:
         """Gives all back. What the model points at lives on until it is swapped."""
         self._ready.clear()
         self.bytes = 0
+
+    def announce(self, wanted: Iterable[tuple[str, str]]) -> None:
+        """Says which variants (layer, level) will be asked for soon. Nothing happens without `prefetch`."""
+        if self._background is None:
+            return
+        for key in wanted:
+            if key not in self._ready and self._make_room(key[0]):
+                self._ready[key] = self._background.submit(self._decode, *key)
+                self.bytes += self.adapter.layers[key[0]].base.nbytes
 
     def get(self, layer: str, level: str) -> Tensor:
         """The ready weight of one variant.
@@ -71,21 +84,42 @@ class VariantCache:
         if key in self._ready:
             self.hits += 1
             self._ready.move_to_end(key)
-            return self._ready[key]
-        if self.store is None:
-            raise EvorayError(f"{layer} at level {level} was asked of an evaluator without a store")
+            try:
+                return self._ready[key].result()
+            except EvorayError:
+                # Fetched in the background and found corrupt; the next try reads it again.
+                del self._ready[key]
+                self.bytes -= self.adapter.layers[layer].base.nbytes
+                raise
         self.misses += 1
-        base = self.adapter.layers[layer].base
-        # A ready weight has the size of the base weight, so room is made first and the limit holds all the time.
-        keep = base.nbytes <= self.limit
-        while keep and self.bytes + base.nbytes > self.limit:
-            _, old = self._ready.popitem(last=False)
-            self.bytes -= old.nbytes
-        weight = self.adapter.ready(layer, dense_weight(self.store.read(layer, level), base.dtype, base.device))
+        keep = self._make_room(layer)
+        weight = self._decode(layer, level)
         if keep:
-            self._ready[key] = weight
+            self._ready[key] = Future()
+            self._ready[key].set_result(weight)
             self.bytes += weight.nbytes
         return weight
+
+    def _make_room(self, layer: str) -> bool:
+        """Drops the least recently used for one more weight of this layer; whether it fits at all.
+
+        A ready weight has the size of the base weight, so room is made first and the limit holds all the time.
+        """
+        size = self.adapter.layers[layer].base.nbytes
+        if size > self.limit:
+            return False
+        while self.bytes + size > self.limit:
+            (old, _), _ = self._ready.popitem(last=False)
+            self.bytes -= self.adapter.layers[old].base.nbytes
+        return True
+
+    def _decode(self, layer: str, level: str) -> Tensor:
+        if self.store is None:
+            raise EvorayError(f"{layer} at level {level} was asked of an evaluator without a store")
+        base = self.adapter.layers[layer].base
+        # In the background too: kernels of all threads run in one stream, one after the other.
+        with torch.no_grad():
+            return self.adapter.ready(layer, dense_weight(self.store.read(layer, level), base.dtype, base.device))
 
 
 class Evaluator:
@@ -101,6 +135,7 @@ class Evaluator:
         boundary_bytes: limit of the kept states at block boundaries. Every k-th boundary is kept when all don't fit.
         variant_bytes: limit of ready weights kept on the device.
         reuse: resume from common prefixes. Off, every candidate is a whole pass; the losses are the same bits.
+        prefetch: fetch the next candidate's variants while the present one runs; by default where it pays.
     """
 
     def __init__(
@@ -112,9 +147,12 @@ class Evaluator:
         boundary_bytes: int = GIB,
         variant_bytes: int = 4 * GIB,
         reuse: bool = True,
+        prefetch: bool | None = None,
     ) -> None:
         self.adapter = adapter
-        self.cache = VariantCache(adapter, store, variant_bytes)
+        if prefetch is None:
+            prefetch = adapter.device.type == "cuda" or (store is not None and not store.location.is_local)
+        self.cache = VariantCache(adapter, store, variant_bytes, prefetch)
         self.head = loss_head(adapter, vocabulary_chunk)
         self.boundary_bytes = boundary_bytes
         # Block -> the last boundary up to it from which a pass may start.
@@ -169,6 +207,8 @@ class Evaluator:
                 start = max(stack, default=0)
             keep = self._boundaries_needed(differs, step, start, stride)
             self._install(rows_NL[candidate])
+            if step + 1 < len(order):
+                self.cache.announce(self._variants(rows_NL[order[step + 1]]))
             hidden_BTD = self.adapter.hidden(
                 ids_BT, start=start, hidden_BTD=stack.get(start), keep=tuple(keep), kept=stack
             )
@@ -192,6 +232,11 @@ class Evaluator:
             if teacher is not None:
                 return self.head.kl(hidden_BTD, work.cuts, teacher)
             return self.head.cross_entropy(hidden_BTD, work.cuts, ids_BT)
+
+    def _variants(self, row_L: np.ndarray) -> list[tuple[str, str]]:
+        """What `_install` would have to get for a row."""
+        sites = np.flatnonzero((row_L != self._installed) & (row_L >= 0))
+        return [(self._sites[site][0], self._sites[site][1][row_L[site]]) for site in sites]
 
     def _install(self, row_L: np.ndarray) -> None:
         """Points each layer that differs at its variant; nothing is copied for a variant that is ready."""

@@ -148,6 +148,7 @@ def test_no_order_limit_or_history_changes_a_bit(case, data):
         boundary_bytes=data.draw(st.sampled_from([0, 1, 2, 3, HUGE])) * state_bytes(case),
         variant_bytes=data.draw(st.sampled_from([1, 5_000, 25_000, 60_000, HUGE])),
         reuse=data.draw(st.booleans() | st.just(True)),
+        prefetch=data.draw(st.booleans()),
     )
     for _ in range(2):
         picked = data.draw(st.lists(st.integers(0, len(case.rows_NL) - 1), min_size=0, max_size=8))

@@ -7,7 +7,7 @@ from stores import tiny_store
 from tiny import tiny_model
 
 import evoray.evaluator
-from evoray.errors import EvorayError
+from evoray.errors import EvorayError, UserError
 from evoray.evaluator import VariantCache
 from evoray.formats import dense_weight
 from evoray.model import ModelAdapter
@@ -57,6 +57,39 @@ def test_ready_weights_stay_within_their_limit(adapter, store, monkeypatch, limi
         assert torch.equal(weight, wanted)
     cache.clear()
     assert cache.bytes == 0
+
+
+def test_announced_variants_come_in_the_background_within_the_limit(adapter, store):
+    names = list(adapter.layers)
+    rng = np.random.default_rng(5)
+    for limit in (1, 40_000, 1 << 30):
+        cache = VariantCache(adapter, store, limit, prefetch=True)
+        for _ in range(60):
+            wanted = [(names[rng.integers(len(names))], "234"[rng.integers(3)]) for _ in range(3)]
+            cache.announce(wanted)
+            assert cache.bytes <= limit
+            for key in wanted:
+                assert torch.equal(
+                    cache.get(*key), adapter.ready(key[0], dense_weight(store.read(*key), torch.float32))
+                )
+                assert cache.bytes <= limit
+        assert cache.misses == 0 or limit < 1 << 30
+
+
+def test_a_corrupt_variant_found_in_the_background_is_told_when_it_is_asked_for(adapter, store, monkeypatch):
+    cache = VariantCache(adapter, store, 1 << 30, prefetch=True)
+    layer = next(iter(adapter.layers))
+
+    def corrupt(variant, dtype, device):
+        raise UserError("layer x, level 3 is corrupt")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(evoray.evaluator, "dense_weight", corrupt)
+        cache.announce([(layer, "3")])
+        with pytest.raises(UserError, match="level 3"):
+            cache.get(layer, "3")
+    assert cache.bytes == 0
+    assert cache.get(layer, "3").shape == adapter.layers[layer].base.shape
 
 
 def test_without_a_store_there_are_no_variants(adapter):
