@@ -122,6 +122,21 @@ class VariantCache:
             return self.adapter.ready(layer, dense_weight(self.store.read(layer, level), base.dtype, base.device))
 
 
+@dataclass(frozen=True)
+class _Variants:
+    """A column of a row that chooses among the variants of a layer."""
+
+    layer: str
+    levels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A column of a row that says whether a block is dropped."""
+
+    index: int
+
+
 class Evaluator:
     """Measures candidates on batches with one model on one device.
 
@@ -131,6 +146,8 @@ class Evaluator:
     Args:
         adapter: the base model. While this evaluator is in use, nobody else may swap its weights.
         store: its variants; None when only the base model is judged.
+        droppable: blocks that candidates may do without, by index. Each is one more column of a candidate's row, behind
+            the layers': 0 for a dropped block, -1 for one that stays.
         vocabulary_chunk: rows of the head per matrix product; part of what fixes the bits of a loss.
         boundary_bytes: limit of the kept states at block boundaries. Every k-th boundary is kept when all don't fit.
         variant_bytes: limit of ready weights kept on the device.
@@ -143,6 +160,7 @@ class Evaluator:
         adapter: ModelAdapter,
         store: VariantStore | None,
         *,
+        droppable: Sequence[int] = (),
         vocabulary_chunk: int = 16384,
         boundary_bytes: int = GIB,
         variant_bytes: int = 4 * GIB,
@@ -164,20 +182,25 @@ class Evaluator:
         unknown = [layer.name for layer in entries if layer.name not in adapter.layers]
         if unknown:
             raise EvorayError(f"the store has a layer {unknown[0]} that the model lacks")
-        block_of = np.array([adapter.layers[layer.name].block for layer in entries], dtype=np.int64)
-        # Sites are the store's layers in the order of the blocks, whatever their order in the manifest.
+        block_of = np.array([*(adapter.layers[layer.name].block for layer in entries), *droppable], dtype=np.int64)
+        sites: list[_Variants | _Block] = [_Variants(layer.name, layer.levels) for layer in entries]
+        sites += [_Block(index) for index in droppable]
+        # Sites stand in the order of their blocks, whatever the order in the manifest.
         self._columns = np.argsort(block_of, kind="stable")
         self._block_of = block_of[self._columns]
-        self._sites = [(entries[column].name, entries[column].levels) for column in self._columns]
+        self._sites = [sites[column] for column in self._columns]
         for name in adapter.layers:
             adapter.restore(name)
+        for index in range(adapter.n_blocks):
+            adapter.drop_block(index, False)
         self._installed = np.full(len(self._sites), -1, dtype=np.int8)
 
     def losses(self, rows_NL: np.ndarray, work: Work, fitness: Fitness) -> np.ndarray:
         """The loss of every candidate on every block of one batch.
 
         Args:
-            rows_NL: int8, per candidate and layer of the store the index of its level, -1 for the base weight.
+            rows_NL: int8, per candidate and layer of the store the index of its level, -1 for the base weight; then a
+                column per droppable block.
             work: the batch.
             fitness: what is measured.
 
@@ -235,18 +258,21 @@ class Evaluator:
 
     def _variants(self, row_L: np.ndarray) -> list[tuple[str, str]]:
         """What `_install` would have to get for a row."""
-        sites = np.flatnonzero((row_L != self._installed) & (row_L >= 0))
-        return [(self._sites[site][0], self._sites[site][1][row_L[site]]) for site in sites]
+        differing = np.flatnonzero((row_L != self._installed) & (row_L >= 0))
+        sites = [(self._sites[site], row_L[site]) for site in differing]
+        return [(site.layer, site.levels[index]) for site, index in sites if isinstance(site, _Variants)]
 
     def _install(self, row_L: np.ndarray) -> None:
         """Points each layer that differs at its variant; nothing is copied for a variant that is ready."""
-        for site in np.flatnonzero(row_L != self._installed):
-            layer, levels = self._sites[site]
-            if row_L[site] < 0:
-                self.adapter.restore(layer)
+        for number in np.flatnonzero(row_L != self._installed):
+            site = self._sites[number]
+            if isinstance(site, _Block):
+                self.adapter.drop_block(site.index, bool(row_L[number] == 0))
+            elif row_L[number] < 0:
+                self.adapter.restore(site.layer)
             else:
-                self.adapter.swap(layer, self.cache.get(layer, levels[row_L[site]]))
-            self._installed[site] = row_L[site]
+                self.adapter.swap(site.layer, self.cache.get(site.layer, site.levels[row_L[number]]))
+            self._installed[number] = row_L[number]
 
     def _first_differing_blocks(self, sorted_NL: np.ndarray) -> np.ndarray:
         """Per neighbouring pair the first block where they differ, int64 [N-1]; the number of blocks for equal rows."""

@@ -65,10 +65,10 @@ def test_announced_variants_come_in_the_background_within_the_limit(adapter, sto
     for limit in (1, 40_000, 1 << 30):
         cache = VariantCache(adapter, store, limit, prefetch=True)
         for _ in range(60):
-            wanted = [(names[rng.integers(len(names))], "234"[rng.integers(3)]) for _ in range(3)]
-            cache.announce(wanted)
+            keys = [(names[rng.integers(len(names))], "234"[rng.integers(3)]) for _ in range(3)]
+            cache.announce(keys)
             assert cache.bytes <= limit
-            for key in wanted:
+            for key in keys:
                 assert torch.equal(
                     cache.get(*key), adapter.ready(key[0], dense_weight(store.read(*key), torch.float32))
                 )

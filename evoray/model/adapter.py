@@ -105,6 +105,8 @@ class ModelAdapter:
         for name in self.layers:
             self.restore(name)
         for gate in self._gates:
+            gate.dropped = False
+        for gate in self._gates:
             gate.remove()
 
     # Weights
@@ -146,6 +148,15 @@ class ModelAdapter:
     def restore(self, name: str) -> None:
         """Let a layer use its base weight again. Sets a pointer, copies nothing."""
         self._weights[name].data = self.layers[name].base
+
+    def drop_block(self, index: int, dropped: bool = True) -> None:
+        """Take a block out of every pass from now on, or put it back. It returns its input; its weights stay.
+
+        Args:
+            index: Of the block.
+            dropped: False to put it back.
+        """
+        self._gates[index].dropped = dropped
 
     # Passes
 

@@ -75,6 +75,7 @@ class BlockGate:
         self.route: Route | None = None
         self.output_length: int | None = None  # None: a bare tensor; else the length of the tuple
         self.copies = False
+        self.dropped = False  # a dropped block returns its input, in every pass, until it is put back
         self.seen: list[tuple[int, Tensor, int]] | None = None
         # An instance attribute of this name exists when something else (device hooks) has wrapped the block before.
         self._had_own = "forward" in block.__dict__
@@ -88,10 +89,10 @@ class BlockGate:
             del self.block.__dict__["forward"]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run, skip or stop before the block, as the route says."""
+        """Run, skip or stop before the block, as the route says and unless it is dropped."""
         route = self.route
         if route is None:
-            return self.forward(*args, **kwargs)
+            return self._skipped(self._entering(args, kwargs)) if self.dropped else self.forward(*args, **kwargs)
         index = self.index
         state = self._entering(args, kwargs)
         version = 0 if self.seen is None else state._version  # states of inference mode have none
@@ -106,6 +107,8 @@ class BlockGate:
             # Starting after the last block means that only the final norm is left to run on the injected state.
             if self.is_last and route.injected is not None:
                 state = self._own(route.injected)
+            output = self._skipped(state)
+        elif self.dropped:
             output = self._skipped(state)
         else:
             output = self.forward(*args, **kwargs)
