@@ -1,7 +1,9 @@
 """What several measurements share: a population of children, and a text of blocks of one length.
 
-Holds: `offspring`, `whole_blocks`.
+Holds: `offspring`, `block_drops`, `whole_blocks`.
 """
+
+import numpy as np
 
 from evoray.evolve import LevelSwitch, Purpose, rng
 from evoray.model import load_tokenizer
@@ -19,6 +21,24 @@ def offspring(space: Space, count: int) -> list[Genotype]:
         if child is not None and child != parent:
             found[child] = None
     return list(found)
+
+
+def block_drops(blocks: int, count: int) -> np.ndarray:
+    """Rows of distinct children, int8 [count, blocks] with 0 for a dropped block and -1 for one that stays.
+
+    The parent lacks a quarter of the blocks. A child puts some back and drops as many others: min(U{1..3}, U{1..3}).
+    """
+    draws = rng(0, 1, Purpose.OFFSPRING)
+    parent = np.full(blocks, -1, dtype=np.int8)
+    parent[draws.choice(blocks, blocks // 4, replace=False)] = 0
+    found: dict[bytes, np.ndarray] = {}
+    while len(found) < count:
+        child = parent.copy()
+        switches = min(draws.integers(1, 4), draws.integers(1, 4), blocks // 4)
+        child[draws.choice(np.flatnonzero(parent == 0), switches, replace=False)] = -1
+        child[draws.choice(np.flatnonzero(parent == -1), switches, replace=False)] = 0
+        found[child.tobytes()] = child
+    return np.stack(list(found.values()))
 
 
 def whole_blocks(model: str, data: str, length: int, tokens: int = 65536) -> TokenText:

@@ -19,16 +19,17 @@ import torch
 
 import evoray
 from benchmarks.log import append, table
-from benchmarks.population import offspring, whole_blocks
+from benchmarks.population import block_drops, offspring, whole_blocks
 from evoray.evaluator import Evaluator, Work
 from evoray.evolve import Purpose, rng
 from evoray.fitness import Fitness
 from evoray.model import ModelAdapter, load_model
 from evoray.space import Budget, Measure, Tie, quantization_space
 from evoray.store import VariantStore
-from evoray.tokens import draw_batches
+from evoray.tokens import TokenText, draw_batches
 
-CASES = {"128 offspring x 2,048 tokens": (128, 2048), "16 survivors x 16,384 tokens": (16, 16384)}
+QUANTIZATION = {"128 offspring x 2,048 tokens": (128, 2048), "16 survivors x 16,384 tokens": (16, 16384)}
+DEPTH = "32 offspring x 2,048 tokens, a quarter of the blocks dropped"
 
 
 def plain(
@@ -53,6 +54,43 @@ def plain(
     return seconds, np.array(losses)
 
 
+def case_row(
+    name: str, evaluator: Evaluator, rows_NL: np.ndarray, tokens: int, text: TokenText, tokens_per_pass: int, pairs: int
+) -> list[str]:
+    """Measures one case."""
+    batches = draw_batches(text, tokens, rng(0, 1, Purpose.BATCHES), tokens_per_pass)
+    works = []
+    for batch in batches:
+        untaught = Work(batch.ids(text), batch.cuts)
+        works.append(Work(untaught.ids, untaught.cuts, tuple(evaluator.teach(untaught))))
+    with torch.inference_mode():
+        teacher = [evaluator.adapter.logits(evaluator._ids(work)).float().log_softmax(-1) for work in works]
+
+    def population() -> np.ndarray:
+        return np.concatenate([evaluator.losses(rows_NL, work, Fitness.kl) for work in works], axis=1)
+
+    before = evaluator.blocks_run
+    population()  # variants ready, as in every generation but the first
+    kept = int((rows_NL != 0).sum()) if evaluator.cache.store is None else len(rows_NL) * evaluator.adapter.n_blocks
+    share = (evaluator.blocks_run - before) / (kept * len(works))
+    ratios, ours, theirs = [], [], []
+    for _ in range(pairs):
+        slow, expected = plain(evaluator, rows_NL, works, teacher)
+        fast, found = timed(population)
+        assert np.allclose(found.sum(1), expected.sum(1), rtol=1e-3), "the two measure different things"
+        ratios.append(slow / fast)
+        ours.append(len(rows_NL) * tokens / fast)
+        theirs.append(len(rows_NL) * tokens / slow)
+    return [
+        name,
+        f"{statistics.median(ratios):.2f}",
+        f"{min(ratios):.2f} to {max(ratios):.2f}",
+        f"{statistics.median(ours):,.0f}",
+        f"{statistics.median(theirs):,.0f}",
+        f"{share:.3f}",
+    ]
+
+
 def timed(call: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
     """Seconds and result."""
     began = time.perf_counter()
@@ -67,6 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--data", default="embedded")
+    parser.add_argument("--only", choices=["all", "quantization", "depth"], default="all")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
@@ -80,44 +119,17 @@ def main() -> None:
         torch.set_num_threads(given.threads)
         store = VariantStore.open(folder)
         adapter = ModelAdapter(load_model(given.model, device=given.device))
-        evaluator = Evaluator(adapter, store)
         text = whole_blocks(given.model, given.data, given.sequence_length)
         space = quantization_space(store.manifest, Budget(Measure.BITS, 3.0), Tie.NONE)
-        rows = []
-        for name, (candidates, tokens) in CASES.items():
-            rows_NL = space.rows(offspring(space, candidates))
-            batches = draw_batches(text, tokens, rng(0, 1, Purpose.BATCHES), given.tokens_per_pass)
-            untaught = [Work(batch.ids(text), batch.cuts) for batch in batches]
-            works = [Work(work.ids, work.cuts, tuple(evaluator.teach(work))) for work in untaught]
-            evaluator._install(np.full(rows_NL.shape[1], -1, dtype=np.int8))
-            with torch.inference_mode():
-                teacher = [adapter.logits(evaluator._ids(work)).float().log_softmax(-1) for work in works]
-
-            def population(rows_NL: np.ndarray = rows_NL, works: list[Work] = works) -> np.ndarray:
-                return np.concatenate([evaluator.losses(rows_NL, work, Fitness.kl) for work in works], axis=1)
-
-            population()  # variants ready, as in every generation but the first
-            ratios, ours, theirs = [], [], []
-            for _ in range(given.pairs):
-                slow, expected = plain(evaluator, rows_NL, works, teacher)
-                fast, found = timed(population)
-                assert np.allclose(found.sum(1), expected.sum(1), rtol=1e-3), "the two measure different things"
-                ratios.append(slow / fast)
-                ours.append(candidates * tokens / fast)
-                theirs.append(candidates * tokens / slow)
-            blocks_before = evaluator.blocks_run
-            population()
-            share = (evaluator.blocks_run - blocks_before) / (candidates * len(works) * adapter.n_blocks)
-            rows.append(
-                [
-                    name,
-                    f"{statistics.median(ratios):.2f}",
-                    f"{min(ratios):.2f} to {max(ratios):.2f}",
-                    f"{statistics.median(ours):,.0f}",
-                    f"{statistics.median(theirs):,.0f}",
-                    f"{share:.3f}",
-                ]
-            )
+        cases = [
+            (name, Evaluator(adapter, store), space.rows(offspring(space, candidates)), tokens)
+            for name, (candidates, tokens) in QUANTIZATION.items()
+            if given.only in ("all", "quantization")
+        ]
+        if given.only in ("all", "depth"):
+            dropping = Evaluator(adapter, None, droppable=range(adapter.n_blocks))
+            cases.append((DEPTH, dropping, block_drops(adapter.n_blocks, 32), 2048))
+        rows = [case_row(*case, text, given.tokens_per_pass, given.pairs) for case in cases]
     header = ["case", "reuse ratio", "range", "candidate tokens/s", "plain tokens/s", "blocks run"]
     append(
         f"reuse ratio on {os.path.basename(given.model.rstrip('/'))}",

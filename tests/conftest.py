@@ -1,8 +1,50 @@
 """One thread per process: tests share few cores, and oversubscribed threads are many times slower."""
 
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from searches import Material
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def material(tmp_path_factory: pytest.TempPathFactory) -> "Material":
+    """A tiny model, its store and a text."""
+    import searches
+
+    return searches.material(tmp_path_factory.mktemp("material"))
+
+
+@pytest.fixture(scope="session")
+def ray_home() -> Iterator[Path]:
+    """Where Ray keeps its sockets and logs: short, because a socket's path may have 107 bytes, and gone afterwards."""
+    home = Path(tempfile.mkdtemp(prefix="er", dir="/tmp"))
+    before = os.environ.get("RAY_TMPDIR")
+    os.environ["RAY_TMPDIR"] = str(home)
+    yield home
+    if before is None:
+        del os.environ["RAY_TMPDIR"]
+    else:
+        os.environ["RAY_TMPDIR"] = before
+    shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def ray_here(ray_home: Path) -> Iterator[None]:
+    """A Ray of this test module, which the pools of its tests join: starting one takes longer than most tests."""
+    import ray
+
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield
+    ray.shutdown()

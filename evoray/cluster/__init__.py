@@ -4,6 +4,7 @@
 `worker.py`: `WorkerSpec`, `DeviceRecord`, `Worker`: one evaluator and the facts that its bits depend on.
 `pool.py`: `Pool`, `LocalPool`, `open_pool`: what a driver sees.
 `ray_pool.py`: `RayPool`: workers as Ray actors that may die.
+`ray_errors.py`: what an error of Ray's tells.
 """
 
 from evoray.cluster.dispatch import Dispatcher, Item

@@ -1,10 +1,11 @@
 """What a driver sees of its workers: losses of candidates on batches, wherever they are computed.
 
-Holds: `Pool`, `LocalPool`, `open_pool`.
+Holds: `Pool`, `LocalPool`, `open_pool`, `say`.
 
 Legend: N candidates, L layers, B blocks over all batches.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Self
@@ -14,6 +15,11 @@ import numpy as np
 from evoray.cluster.worker import DeviceRecord, Worker, WorkerSpec
 from evoray.evaluator import Work
 from evoray.fitness import Fitness, TeacherBlock
+
+
+def say(text: str) -> None:
+    """Where notes of a pool go when nobody asks for them: to logging, as warnings."""
+    logging.getLogger("evoray").warning(text)
 
 
 class Pool(ABC):
@@ -126,6 +132,7 @@ def open_pool(
     allow_mixed: bool = False,
     wait: float = 600.0,
     memory: int = 0,
+    note: Callable[[str], None] = say,
 ) -> Pool:
     """Opens a pool.
 
@@ -134,8 +141,9 @@ def open_pool(
         workers: 0 for this process, without Ray; None for one per GPU, or one per core over `spec.threads`.
         address: of a running Ray cluster; None joins the one this job was submitted to, else starts a local one.
         allow_mixed: let workers of other devices in, and give up bit-equal losses.
-        wait: seconds to wait for the first worker.
+        wait: seconds to wait for a worker when there is none, at the start and whenever all are lost.
         memory: bytes of host memory that each actor asks Ray for.
+        note: told of lost workers and of candidates set aside, a line each.
 
     Raises:
         UserError: no such cluster, or workers that can't load what the spec names.
@@ -145,4 +153,4 @@ def open_pool(
         return LocalPool(spec)
     from evoray.cluster.ray_pool import RayPool
 
-    return RayPool(spec, workers=workers, address=address, allow_mixed=allow_mixed, wait=wait, memory=memory)
+    return RayPool(spec, workers=workers, address=address, allow_mixed=allow_mixed, wait=wait, memory=memory, note=note)

@@ -1,14 +1,19 @@
 """Workers as Ray actors that may die at any time.
 
-Holds: `RayPool`.
+Holds: `RayPool`, `WorkerActor`.
 
 What was seen of Ray 2.60, and shapes this file: all calls queued on a dying actor fail; what an actor put into the
-object store dies with it; errors of lost owners, objects and nodes are not actor errors. So actors restart by
-themselves, no call is retried by Ray, and the driver does lost work again.
+object store dies with it. So actors restart by themselves, no call is retried by Ray, and the driver does lost work
+again.
 """
 
+import contextlib
+import ctypes
 import logging
+import math
 import os
+import signal
+import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,22 +24,33 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from evoray.cluster.dispatch import Dispatcher, Item
-from evoray.cluster.pool import Pool
+from evoray.cluster.pool import Pool, say
+from evoray.cluster.ray_errors import LOSSES, first_line, process_died, told
 from evoray.cluster.worker import DeviceRecord, Worker, WorkerSpec
 from evoray.errors import EvorayError, UserError
 from evoray.evaluator import Work
 from evoray.fitness import Fitness, TeacherBlock
 
-log = logging.getLogger(__name__)
-
 POLL = 1.0
 """Seconds between looks at the clock while nothing is reported; a report ends the wait at once."""
 
 PAUSE = 0.2
-"""Seconds before an actor that could not take a call yet is asked again."""
+"""Seconds before an actor that could not take a call yet is asked again; grows with every failure."""
 
-BASE_MODEL = -1
-"""The candidate of a `teach` call, in messages."""
+LONG_PAUSE = 60.0
+"""Seconds between tries of an actor that failed `TRIES` times in a row."""
+
+TRIES = 20
+"""Failed starts in a row, or losses in a row without a result, that a dying node or a restart may explain."""
+
+CONNECT = 10.0
+"""Seconds for a connection to a cluster's address."""
+
+DIE_WITH_PARENT = 1
+"""`PR_SET_PDEATHSIG` of prctl(2), which only Linux has: a signal for when the parent, Ray's node process, is gone."""
+
+MANY_ASIDE = 4
+"""Candidates set aside in one measurement beyond which it is not the candidates that kill workers."""
 
 
 class WorkerActor:
@@ -42,6 +58,9 @@ class WorkerActor:
 
     def __init__(self) -> None:
         self.worker: Worker | None = None
+        # After its driver or node was killed, Ray would keep this process, and its device's memory, for a minute.
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
 
     def prepare(self, spec: WorkerSpec) -> tuple[DeviceRecord, tuple[str, ...], str, int]:
         """Builds the worker; returns its record, notes, node and process id."""
@@ -59,11 +78,11 @@ class WorkerActor:
 
     def _ready(self) -> Worker:
         if self.worker is None:
-            raise _Unprepared
+            raise _UnpreparedError
         return self.worker
 
 
-class _Unprepared(Exception):
+class _UnpreparedError(Exception):
     """The process was restarted while it had no call; it has to be prepared again, and no work is to blame."""
 
 
@@ -85,19 +104,28 @@ class _Actor:
 
 
 class RayPool(Pool):
-    """See `open_pool`."""
+    """See `open_pool`.
+
+    Args:
+        actor_class: what runs in the workers' processes; tests give one that dies when it is told to.
+    """
 
     def __init__(
         self,
         spec: WorkerSpec,
         *,
-        workers: int | None,
-        address: str | None,
-        allow_mixed: bool,
-        wait: float,
-        memory: int,
+        workers: int | None = None,
+        address: str | None = None,
+        allow_mixed: bool = False,
+        wait: float = 600.0,
+        memory: int = 0,
+        note: Callable[[str], None] = say,
+        actor_class: type[WorkerActor] = WorkerActor,
     ) -> None:
         super().__init__()
+        self._note, self._wait = note, wait
+        self._barren = 0
+        self._actors: list[_Actor] = []
         self._started_ray = _connect(address, workers, spec.threads)
         try:
             resources = ray.cluster_resources()
@@ -119,67 +147,75 @@ class RayPool(Pool):
             }
             if memory:
                 options["memory"] = memory
-            actor_class = ray.remote(WorkerActor).options(**options)
+            self._asked = {key: options[key] for key in ("num_cpus", "num_gpus", "memory") if options.get(key)}
+            remote_class = ray.remote(actor_class).options(**options)
             self._spec_ref = ray.put(self.spec)
-            self._actors = [_Actor(actor_class.remote()) for _ in range(workers)]
-            self._records: dict[str, DeviceRecord] = {}
-            for actor in self._actors:
-                self._prepare(actor)
-            self._await_first(wait, options)
+            self._actors += [_Actor(remote_class.remote()) for _ in range(workers)]
+            until = time.monotonic() + wait
+            while not any(actor.ready for actor in self._actors):
+                self._check_wait(until)
+                self._ask_to_start()
+                self._await({}, until)
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        for actor in getattr(self, "_actors", []):
-            ray.kill(actor.handle)
+        for actor in self._actors:
+            # What is left of a cluster that broke down may refuse even this.
+            with contextlib.suppress(Exception):
+                ray.kill(actor.handle)
         self._actors = []
         if self._started_ray:
-            ray.shutdown()
             self._started_ray = False
+            ray.shutdown()
 
     # Starting
 
-    def _prepare(self, actor: _Actor) -> None:
-        actor.ready = False
-        actor.starting = actor.handle.prepare.remote(self._spec_ref)
-
-    def _await_first(self, wait: float, options: dict[str, Any]) -> None:
-        until = time.monotonic() + wait
-        while not any(actor.ready for actor in self._actors):
-            if time.monotonic() > until:
-                asked = {key: options[key] for key in ("num_cpus", "num_gpus", "memory") if options.get(key)}
-                raise EvorayError(
-                    f"no worker started within {wait:.0f} s: each asks for {asked}, free in the cluster are "
-                    f"{ray.available_resources()}; add nodes, lower --workers, or give --wait"
-                )
-            self._look_at_starting(POLL)
-
-    def _look_at_starting(self, timeout: float) -> None:
-        """Takes the actors that became ready; asks the others again."""
+    def _ask_to_start(self) -> None:
+        """Asks every actor that is neither ready nor being prepared, once its pause is over."""
         now = time.monotonic()
         for actor in self._actors:
             if not actor.ready and actor.starting is None and now >= actor.again_at:
-                self._prepare(actor)
+                actor.starting = actor.handle.prepare.remote(self._spec_ref)
+
+    def _check_wait(self, until: float) -> None:
+        if time.monotonic() > until:
+            raise EvorayError(
+                f"no worker for {self._wait:.0f} s: each asks for {self._asked}, free in the cluster are "
+                f"{ray.available_resources()}; add nodes, lower --workers, or give --wait"
+            )
+
+    def _await(self, calls: dict[Any, tuple[_Actor, Item]], until: float = math.inf) -> list[Any]:
+        """Waits for a call or a start to end, but never long. Settles starts; returns calls that ended."""
         starting = {actor.starting: actor for actor in self._actors if actor.starting is not None}
-        if not starting:
-            time.sleep(min(timeout, PAUSE))
-            return
-        for ref in ray.wait(list(starting), num_returns=1, timeout=timeout)[0]:
-            self._settle_start(starting[ref])
+        again = [actor.again_at for actor in self._actors if not actor.ready and actor.starting is None]
+        timeout = max(0.0, min(POLL, until - time.monotonic(), *(at - time.monotonic() for at in again)))
+        waiting = [*calls, *starting]
+        if not waiting:
+            time.sleep(timeout)
+            return []
+        ended = ray.wait(waiting, num_returns=1, timeout=timeout)[0]
+        for ref in ended:
+            if ref in starting:
+                self._settle_start(starting[ref])
+        return [ref for ref in ended if ref in calls]
 
     def _settle_start(self, actor: _Actor) -> None:
         ref, actor.starting = actor.starting, None
         try:
             record, notes, actor.node, actor.pid = ray.get(ref)
-        except RayTaskError as error:
-            raise _told(error) from None
         except RayError as error:
+            if not isinstance(error, LOSSES):
+                raise told(error) from None
             actor.failures += 1
-            # A process that dies while it loads, on nodes that live: it won't get better by itself.
-            if actor.failures > 20 and not any(other.ready for other in self._actors):
-                raise EvorayError(f"workers die while they load {self.spec.model}: {_first_line(error)}") from None
-            actor.again_at = time.monotonic() + PAUSE * min(actor.failures, 25)
+            if actor.failures >= TRIES:
+                # A process that dies whenever it loads, on nodes that live, won't get better by itself.
+                if not any(other.ready for other in self._actors):
+                    raise EvorayError(f"workers die while they load {self.spec.model}: {first_line(error)}") from None
+                if actor.failures == TRIES:
+                    self._note(f"worker {self._actors.index(actor)} died {TRIES} times while it loaded")
+            actor.again_at = time.monotonic() + (PAUSE * actor.failures if actor.failures < TRIES else LONG_PAUSE)
             return
         if not hasattr(self, "record"):
             self.record, self.notes = record, notes
@@ -208,8 +244,15 @@ class RayPool(Pool):
         def take(item: Item, result: np.ndarray) -> np.ndarray:
             return result
 
-        self._drive(dispatcher, submit, take, progress)
-        self.named_aside |= {tuple(rows_NL[index].tolist()) for index in dispatcher.set_aside}
+        def aside(candidate: int) -> None:
+            row = tuple(rows_NL[candidate].tolist())
+            self.named_aside.add(row)
+            self._note(
+                "a candidate kills workers by itself and is set aside with infinite loss; "
+                f"its levels by layer are {' '.join(map(str, row))}"
+            )
+
+        self._drive(dispatcher, submit, take, aside, progress)
         return np.concatenate(dispatcher.losses, axis=1)
 
     def teach(self, works: Sequence[Work], progress: Callable[[float], None] | None = None) -> list[list[TeacherBlock]]:
@@ -224,7 +267,12 @@ class RayPool(Pool):
             taught[item.batch] = result
             return np.zeros((1, 1))
 
-        self._drive(dispatcher, submit, take, progress)
+        def aside(_: int) -> None:
+            raise EvorayError(
+                f"workers die while they measure the base model {self.spec.model}; lower --tokens-per-pass"
+            )
+
+        self._drive(dispatcher, submit, take, aside, progress)
         return [taught[index] for index in range(len(works))]
 
     def _drive(
@@ -232,12 +280,14 @@ class RayPool(Pool):
         dispatcher: Dispatcher,
         submit: Callable[[Any, Item], Any],
         take: Callable[[Item, Any], np.ndarray],
+        aside: Callable[[int], None],
         progress: Callable[[float], None] | None,
     ) -> None:
         """Carries items out and results in until the dispatcher has all of them."""
         # Calls that an error leaves behind are not cancelled: that can wedge an actor that works in order.
         calls: dict[Any, tuple[_Actor, Item]] = {}
         added: set[int] = set()
+        until = time.monotonic() + self._wait
         while not dispatcher.finished:
             for index, actor in enumerate(self._actors):
                 if not actor.ready:
@@ -247,39 +297,37 @@ class RayPool(Pool):
                     added.add(index)
                 while (item := dispatcher.next_for(index)) is not None:
                     calls[submit(actor.handle, item)] = (actor, item)
-            if any(not actor.ready for actor in self._actors):
-                self._look_at_starting(0 if calls else POLL)
-            if not calls:
-                continue
-            for ref in ray.wait(list(calls), num_returns=1, timeout=POLL)[0]:
-                if ref not in calls:
-                    continue  # lost together with one before it
+            if any(actor.ready for actor in self._actors):
+                until = time.monotonic() + self._wait
+            self._check_wait(until)
+            self._ask_to_start()
+            for ref in self._await(calls):
                 actor, item = calls.pop(ref)
                 index = self._actors.index(actor)
                 try:
-                    losses = take(item, ray.get(ref))
+                    result = ray.get(ref)
                 except RayError as error:
-                    if isinstance(error, RayTaskError) and not isinstance(error.cause, _Unprepared):
-                        raise _told(error) from None
-                    calls = {ref: (actor, item), **calls}
+                    unprepared = isinstance(error, RayTaskError) and isinstance(error.cause, _UnpreparedError)
+                    if not unprepared and not isinstance(error, LOSSES):
+                        raise told(error) from None
                     added.discard(index)
-                    self._lose(actor, index, error, dispatcher, take, calls)
+                    self._keep_finished(actor, index, dispatcher, take, calls)
+                    self._lose(actor, index, error, dispatcher, aside)
                 else:
-                    dispatcher.done(index, item, losses)
+                    self._barren = 0
+                    dispatcher.done(index, item, take(item, result))
                     if progress:
                         progress(dispatcher.share_done)
 
-    def _lose(
+    def _keep_finished(
         self,
         actor: _Actor,
         index: int,
-        error: RayError,
         dispatcher: Dispatcher,
         take: Callable[[Item, Any], np.ndarray],
         calls: dict[Any, tuple[_Actor, Item]],
     ) -> None:
-        """An actor is gone: what it had finished counts, the rest goes back, and it is prepared again."""
-        self.lost += 1
+        """What a lost actor had finished counts; its other calls are forgotten."""
         for ref in [ref for ref, (holder, _) in calls.items() if holder is actor]:
             _, item = calls.pop(ref)
             try:
@@ -287,17 +335,24 @@ class RayPool(Pool):
             except (RayError, GetTimeoutError):
                 continue
             dispatcher.done(index, item, take(item, result))
-        excused = isinstance(error, RayTaskError) or getattr(error, "preempted", False)
-        blame = not excused and self._node_lives(actor)
-        log.warning("worker %d (pid %s) was lost: %s", index, actor.pid, _first_line(error))
-        aside = dispatcher.lost(index, blame=blame)
+
+    def _lose(
+        self, actor: _Actor, index: int, error: RayError, dispatcher: Dispatcher, aside: Callable[[int], None]
+    ) -> None:
+        """An actor is gone: what it held goes back, and it is prepared again."""
+        self.lost += 1
+        self._barren += 1
+        self._note(f"worker {index} (process {actor.pid}) was lost, its work is done again: {first_line(error)}")
         actor.starting, actor.ready = None, False
         actor.again_at = time.monotonic() + PAUSE
-        if aside:
-            log.warning("candidate %s kills workers by itself and is set aside with infinite loss", aside)
-
-    def _node_lives(self, actor: _Actor) -> bool:
-        return any(node["NodeID"] == actor.node and node["Alive"] for node in ray.nodes())
+        blame = process_died(error, actor.node)
+        for candidate in dispatcher.lost(index, blame=blame):
+            aside(candidate)
+        if len(dispatcher.set_aside) > MANY_ASIDE or self._barren > TRIES + 2 * len(self._actors):
+            raise EvorayError(
+                f"workers die again and again, whatever they measure: {first_line(error)}; see Ray's logs of the "
+                "workers, or lower --tokens-per-pass, --boundary-memory or --variant-memory"
+            )
 
 
 def _connect(address: str | None, workers: int | None, threads: int) -> bool:
@@ -311,24 +366,21 @@ def _connect(address: str | None, workers: int | None, threads: int) -> bool:
         cores = os.cpu_count() or 1
         options |= {"num_cpus": max(cores, (workers or 0) * threads), "include_dashboard": False}
     try:
+        _check_answers(address)
         ray.init(address=address, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
+        if address == "local":
+            raise EvorayError(
+                f"Ray did not start on this machine: {first_line(error)}; --workers 0 does without it"
+            ) from error
         raise UserError(
-            f"no Ray cluster at {address!r}: {_first_line(error)}; start one, or leave out --address"
+            f"no Ray cluster at {address!r}: {first_line(error)}; start one, or leave out --address"
         ) from None
     return True
 
 
-def _told(error: RayTaskError) -> EvorayError:
-    """What a worker raised, as the driver raises it."""
-    cause = error.cause
-    if isinstance(cause, EvorayError):
-        return cause
-    failure = EvorayError(f"a worker failed with {type(cause).__name__}: {_first_line(cause)}")
-    failure.__cause__ = error
-    return failure
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _check_answers(address: str) -> None:
+    """Raises OSError where nothing listens: Ray itself would go on trying for many minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT).close()

@@ -1,6 +1,7 @@
 """One evaluator in some process: what it is made from, and what its bits depend on.
 
-Holds: `WorkerSpec`, `DeviceRecord`, `versions`, `Worker`. Knows no Ray: the driver's own process runs the same worker.
+Holds: `WorkerSpec`, `DeviceRecord`, `versions`, `cpu_name`, `Worker`. Knows no Ray: the driver's own process runs the
+same worker.
 """
 
 import os
@@ -153,7 +154,7 @@ class Worker:
         )
         self.notes = adapter.notes
         self.record = DeviceRecord(
-            device=torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
             capability=".".join(map(str, torch.cuda.get_device_capability(device)))
             if device.type == "cuda"
             else torch.backends.cpu.get_cpu_capability(),
@@ -190,7 +191,8 @@ class Worker:
             ) from None
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's name, as the system tells it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

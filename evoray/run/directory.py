@@ -3,6 +3,7 @@
 Holds: `RunDirectory`.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -17,7 +18,8 @@ import yaml
 from evoray.errors import EvorayError, UserError
 from evoray.store import Location
 
-SETTINGS, IDENTITY, BEST, DRIVER, LOCK = "settings.yaml", "identity.json", "best.json", "driver.json", ".lock"
+SETTINGS, IDENTITY, DEVICE, BEST = "settings.yaml", "identity.json", "device.json", "best.json"
+DRIVER, LOCK = "driver.json", ".lock"
 
 BEAT = 10.0
 """Seconds between heartbeats of a driver whose run lies on object storage."""
@@ -43,6 +45,7 @@ class RunDirectory:
         self.location = Location.parse(place)
         self._lock: IO[str] | None = None
         self._stop = threading.Event()
+        self._beats: threading.Thread | None = None
         self._owner = f"{platform.node()}:{os.getpid()}:{time.time_ns()}"
 
     def __truediv__(self, name: str) -> Location:
@@ -65,27 +68,35 @@ class RunDirectory:
             self._lock.truncate()
             self._lock.write(self._owner)
             self._lock.flush()
-            self.location.remove_temporary()
+            for folder in (self.location, self / "evaluations", self / "teacher"):
+                folder.remove_temporary()
             return self
         beat = self._beat()
-        if beat and time.time() - beat["time"] < STALE:
-            raise self._in_use(beat["owner"])
+        if beat is not None and time.time() - beat["time"] < STALE:
+            raise self._in_use(beat["owner"], f", or wait {STALE:.0f} s if it was killed")
         self._write_beat()
-        threading.Thread(target=self._keep_beating, name="heartbeat", daemon=True).start()
+        self._beats = threading.Thread(target=self._keep_beating, name="heartbeat", daemon=True)
+        self._beats.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._stop.set()
         if self._lock is not None:
             self._lock.close()
             self._lock = None
-        elif self.location.local_path is None:
-            (self / DRIVER).delete()
+        if self._beats is not None:
+            self._stop.set()
+            # A beat that is being written now must not appear after the file was deleted.
+            self._beats.join()
+            # Whatever ended the run says more than that its sign of life could not be taken away.
+            with contextlib.suppress(EvorayError):
+                (self / DRIVER).delete()
 
-    def _in_use(self, owner: str) -> UserError:
+    def _in_use(self, owner: str, remedy: str = "") -> UserError:
         host, _, rest = owner.partition(":")
         who = f"process {rest.partition(':')[0]} on {host}" if rest else "another driver"
-        return UserError(f"run directory {self.location} is in use by {who}; stop it first, or give another --run")
+        return UserError(
+            f"run directory {self.location} is in use by {who}; stop it first{remedy}, or give another --run"
+        )
 
     def _lock_text(self) -> str:
         assert self._lock is not None
@@ -96,7 +107,10 @@ class RunDirectory:
         return text
 
     def _beat(self) -> dict[str, Any] | None:
-        return json.loads((self / DRIVER).read_bytes()) if (self / DRIVER).exists() else None
+        try:
+            return self._read(DRIVER)
+        except UserError:
+            return None  # no driver that lives writes anything else
 
     def _write_beat(self) -> None:
         (self / DRIVER).write_bytes(json.dumps({"owner": self._owner, "time": time.time()}).encode())
@@ -121,10 +135,9 @@ class RunDirectory:
         Raises:
             UserError: it holds another run; the message names the keys that differ.
         """
-        there = (self / IDENTITY).exists()
+        theirs = self._read(IDENTITY)
         mine = json.loads(json.dumps(identity))
-        if there:
-            theirs = json.loads((self / IDENTITY).read_bytes())
+        if theirs is not None:
             differing = [
                 f"{key}: {_short(theirs.get(key))} there, {_short(mine.get(key))} now"
                 for key in {**theirs, **mine}
@@ -138,7 +151,7 @@ class RunDirectory:
         else:
             (self / IDENTITY).write_bytes(json.dumps(mine, indent=1).encode())
         (self / SETTINGS).write_bytes(yaml.safe_dump(dict(settings), sort_keys=False).encode())
-        return there
+        return theirs is not None
 
     def settle_device(self, record: Mapping[str, Any], allow_mixed: bool) -> None:
         """Sees that resumed work runs on the same kind of device, so that its losses are the same bits.
@@ -146,9 +159,8 @@ class RunDirectory:
         Raises:
             UserError: another kind, and `allow_mixed` was not given.
         """
-        place = self / "device.json"
-        if place.exists():
-            there = json.loads(place.read_bytes())
+        there = self._read(DEVICE)
+        if there is not None:
             differing = [
                 f"{key}: {there.get(key)} there, {record[key]} now" for key in record if there.get(key) != record[key]
             ]
@@ -158,7 +170,25 @@ class RunDirectory:
                     "use the same kind, or --allow-mixed to give up bit-equal losses"
                 )
             return
-        place.write_bytes(json.dumps(dict(record), indent=1).encode())
+        (self / DEVICE).write_bytes(json.dumps(dict(record), indent=1).encode())
+
+    def read_best(self) -> dict[str, Any] | None:
+        """What best.json holds; None where there is none.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        return self._read(BEST)
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        place = self / name
+        try:
+            found = json.loads(place.read_bytes()) if place.exists() else None
+        except ValueError:
+            found = False
+        if found is not None and not isinstance(found, dict):
+            raise UserError(f"{place} is damaged: no JSON object; delete it, or give another --run")
+        return found
 
     def write_best(self, best: Mapping[str, Any]) -> None:
         """Replaces best.json."""

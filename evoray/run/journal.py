@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from evoray.errors import UserError
@@ -168,18 +169,51 @@ class Journal:
         self.rows: list[GenerationRow] = []
         self._batches: list[pa.Table] = []
         if (folder / GENERATIONS).exists():
-            table = _read_parquet(folder / GENERATIONS)
-            names = [entry.name for entry in fields(GenerationRow)]
-            for row in table.to_pylist():
-                self.rows.append(
-                    GenerationRow(
-                        **{name: tuple(row[name]) if isinstance(row[name], list) else row[name] for name in names}
-                    )
-                )
-            if (folder / BATCHES).exists() and self.rows:
-                batches = _read_parquet(folder / BATCHES)
-                named = pa.compute.less_equal(batches["generation"], self.rows[-1].generation)
-                self._batches = [batches.filter(named)]
+            for row in self._table(GENERATIONS, _ROW_SCHEMA).to_pylist():
+                values = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+                self.rows.append(GenerationRow(**values))
+        if self.rows:
+            # Rows that a crash left behind, of a generation that is not named.
+            batches = self._table(BATCHES, _BATCH_SCHEMA)
+            self._batches = [batches.filter(pc.less_equal(batches["generation"], self.rows[-1].generation))]
+
+    def damaged(self, why: str) -> UserError:
+        """The error to raise for a journal that can't be what was written."""
+        line = (why.strip().splitlines() or ["unknown"])[0]
+        return UserError(f"the journal of {self._folder} is damaged ({line}); begin again in another run directory")
+
+    def _table(self, name: str, schema: pa.Schema) -> pa.Table:
+        try:
+            data = (self._folder / name).read_bytes()
+            table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+        except FileNotFoundError:
+            raise self.damaged(f"{name} is missing") from None
+        except (pa.ArrowException, OSError) as error:
+            raise self.damaged(f"{name}: {error}") from None
+        if not table.schema.equals(schema):
+            raise self.damaged(f"{name} has other columns than {', '.join(schema.names)}")
+        return table
+
+    def batches(self, generation: int) -> pa.Table:
+        """What a generation was measured on: rung, number, blocks, cuts and padded length of each batch."""
+        table = pa.concat_tables([_BATCH_SCHEMA.empty_table(), *self._batches])
+        return table.filter(pc.equal(table["generation"], generation))
+
+    def evaluations(self, row: GenerationRow) -> pa.Table:
+        """All losses of a generation: rung, genotype, batch, and per block of it a sum in nats.
+
+        With `batches` they replay any race policy offline.
+
+        Raises:
+            UserError: they are missing, or not what was written.
+        """
+        try:
+            data = (self._folder / EVALUATIONS / row.evaluations).read_bytes()
+        except FileNotFoundError:
+            raise self.damaged(f"{row.evaluations} is missing") from None
+        if hashlib.sha256(data).hexdigest() != row.sha256:
+            raise self.damaged(f"{row.evaluations} has another checksum")
+        return pa.ipc.open_file(pa.py_buffer(data)).read_all()
 
     @property
     def tokens(self) -> int:
@@ -212,16 +246,9 @@ class Journal:
         return named
 
 
-def _read_parquet(place: Location) -> pa.Table:
-    try:
-        return pq.read_table(io.BytesIO(place.read_bytes()))
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{place} is damaged ({error}); begin again in another run directory") from None
-
-
 def _parquet(table: pa.Table) -> bytes:
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
 
 

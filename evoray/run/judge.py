@@ -84,7 +84,10 @@ def paired_interval(found: Judgement, other: Judgement) -> tuple[float, float]:
     """The mean paired difference in KL, found minus other, and the half width of its 95% interval, nats per token.
 
     The blocks are the sample: a ratio estimate, since they differ in length (Cochran, Sampling Techniques, ch. 6).
+    The interval is infinite for a single block, and where a loss is.
     """
+    if not (math.isfinite(found.kl) and math.isfinite(other.kl)):
+        return (0.0 if found.kl == other.kl else found.kl - other.kl), math.inf
     difference_B = found.kl_B - other.kl_B
     mean = float(difference_B.sum() / found.tokens_B.sum())
     if len(difference_B) < 2:

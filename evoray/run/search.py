@@ -61,8 +61,10 @@ def search(settings: SearchSettings, progress: Progress | None = None) -> Search
     with RunDirectory(settings.run) as run:
         run.settle(plan.identity, plan.settings.model_dump(mode="json"))
         strategy, journal = plan.strategy(), Journal(run.location)
-        for row in journal.rows:
-            strategy.tell(row.outcome)
+        _replay(journal, strategy)
+        reason = _why_stop(settings, journal, strategy)
+        if reason is not None and (best := _concluded(run, plan, journal)) is not None:
+            return SearchResult(str(run.location), best, reason)
         if journal.rows:
             progress.note(f"going on with {run.location} after generation {journal.rows[-1].generation}")
         with open_pool(
@@ -72,6 +74,7 @@ def search(settings: SearchSettings, progress: Progress | None = None) -> Search
             allow_mixed=settings.allow_mixed,
             wait=settings.wait,
             memory=plan.memory,
+            note=progress.note,
         ) as pool:
             for note in pool.notes:
                 progress.note(f"note: {note}")
@@ -79,6 +82,38 @@ def search(settings: SearchSettings, progress: Progress | None = None) -> Search
             driver = _Driver(plan, run, journal, strategy, pool, progress)
             reason = driver.evolve()
             return SearchResult(str(run.location), driver.conclude(), reason)
+
+
+def _replay(journal: Journal, strategy: OnePlusLambda) -> None:
+    """Brings a strategy to where the journal ends."""
+    try:
+        for row in journal.rows:
+            strategy.tell(row.outcome)
+    except ValueError as error:
+        raise journal.damaged(str(error)) from None
+
+
+def _why_stop(settings: SearchSettings, journal: Journal, strategy: OnePlusLambda) -> str | None:
+    if settings.max_tokens is not None and journal.tokens >= settings.max_tokens:
+        return f"--max-tokens {settings.max_tokens} reached with {journal.tokens}"
+    return strategy.reason
+
+
+def _digests(plan: SearchPlan) -> dict[str, str]:
+    return {
+        "model": plan.facts.weights_digest,
+        "store": plan.manifest.digest,
+        "search_text": plan.text.digest,
+        "judge_text": plan.judge_text.digest,
+    }
+
+
+def _concluded(run: RunDirectory, plan: SearchPlan, journal: Journal) -> dict[str, Any] | None:
+    """What best.json holds, where it is the judged result of the journal's last generation on the same texts."""
+    best = run.read_best()
+    last = journal.rows[-1].generation if journal.rows else 0
+    same = best is not None and best.get("generation") == last and best.get("digests") == _digests(plan)
+    return best if same and best is not None and "held_out" in best else None
 
 
 class _Driver:
@@ -114,12 +149,11 @@ class _Driver:
         return reason
 
     def _why_stop(self) -> str | None:
-        settings = self.plan.settings
-        if settings.max_tokens is not None and self.journal.tokens >= settings.max_tokens:
-            return f"--max-tokens {settings.max_tokens} reached with {self.journal.tokens}"
-        if settings.max_hours is not None and time.monotonic() - self.began >= settings.max_hours * 3600:
-            return f"--max-hours {settings.max_hours} reached"
-        return self.strategy.reason
+        hours = self.plan.settings.max_hours
+        reason = _why_stop(self.plan.settings, self.journal, self.strategy)
+        if reason is None and hours is not None and time.monotonic() - self.began >= hours * 3600:
+            return f"--max-hours {hours} reached"
+        return reason
 
     def _text(self) -> TaughtText:
         if not self.plan.fitness.needs_teacher:
@@ -182,12 +216,7 @@ class _Driver:
             "model": plan.settings.model,
             "revision": plan.facts.revision,
             "store": plan.settings.store,
-            "digests": {
-                "model": plan.facts.weights_digest,
-                "store": plan.manifest.digest,
-                "search_text": plan.text.digest,
-                "judge_text": plan.judge_text.digest,
-            },
+            "digests": _digests(plan),
             "versions": versions(),
             "device": asdict(self.pool.record),
         }

@@ -110,8 +110,11 @@ def _shards(batches: Sequence[Batch]) -> Iterable[list[Batch]]:
 def _known(folder: Location | None, key: str) -> dict[str, str]:
     if folder is None or not (folder / INDEX).exists():
         return {}
-    found = json.loads((folder / INDEX).read_bytes())
-    return found["shards"] if found["key"] == key else {}
+    try:
+        found = json.loads((folder / INDEX).read_bytes())
+        return dict(found["shards"]) if found["key"] == key else {}
+    except (ValueError, KeyError, TypeError):
+        return {}  # damaged: all of it is computed again
 
 
 def _read(folder: Location | None, name: str, sha256: str | None) -> pa.Table | None:
@@ -119,6 +122,8 @@ def _read(folder: Location | None, name: str, sha256: str | None) -> pa.Table | 
     if folder is None or sha256 is None or not (folder / name).exists():
         return None
     path = (folder / name).local_path
+    if (folder / name).size() == 0:
+        return None  # nothing can be mapped
     buffer = pa.memory_map(str(path)).read_buffer() if path is not None else pa.py_buffer((folder / name).read_bytes())
     if hashlib.sha256(buffer).hexdigest() != sha256:
         return None

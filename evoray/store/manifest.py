@@ -182,6 +182,22 @@ class Manifest(StoreHeader):
             f"layer '{name}' is not in the store, which has {len(self.layers)} layers; see `evoray inspect`"
         )
 
+    def check_made_from(self, model: str, weights_digest: str) -> None:
+        """Sees that this store was made from these base weights.
+
+        Args:
+            model: as the user named it, for the message.
+            weights_digest: of its weights.
+
+        Raises:
+            UserError: it was made from others.
+        """
+        if self.weights_digest != weights_digest:
+            raise UserError(
+                f"the store was made from other base weights ({self.model}, {self.weights_digest[:12]}) than "
+                f"{model} has ({weights_digest[:12]}); give that model, or build another store"
+            )
+
 
 class BuildState(_Frozen):
     """A store that is still being built: its header and the layers that are finished, in the order of writing."""

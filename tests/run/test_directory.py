@@ -1,0 +1,162 @@
+"""Who may work in a run directory, and with which settings."""
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+import pytest
+import yaml
+
+from evoray.errors import EvorayError, UserError
+from evoray.run import directory
+from evoray.run.directory import DRIVER, RunDirectory
+from evoray.store import Location
+
+HOLDER = """
+import sys
+from evoray.run.directory import RunDirectory
+with RunDirectory(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def other_driver(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A second process that works in the directory until its standard input ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_another_driver_is_named_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
+    with other_driver(tmp_path) as process:
+        with pytest.raises(UserError, match=rf"is in use by process {process.pid} on \S+; stop it first, or give"):
+            RunDirectory(str(tmp_path)).__enter__()
+        process.kill()
+        process.wait()
+        with RunDirectory(str(tmp_path)) as run:
+            assert run.location.path == str(tmp_path)
+
+
+def test_leaving_gives_the_directory_back(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), RunDirectory(str(tmp_path)):
+        raise ZeroDivisionError
+    with RunDirectory(str(tmp_path)), pytest.raises(UserError, match="in use"):
+        RunDirectory(str(tmp_path)).__enter__()
+
+
+def test_a_place_that_is_no_folder_is_a_users_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="can't be used"):
+        RunDirectory(str(tmp_path / "file")).__enter__()
+
+
+def test_settings_that_differ_are_named(tmp_path: Path) -> None:
+    with RunDirectory(str(tmp_path)) as run:
+        assert run.settle({"seed": 1, "tokens": (1, 2), "start": None}, {"workers": 1}) is False
+        assert run.settle({"seed": 1, "tokens": (1, 2), "start": None}, {"workers": 2}) is True
+        assert yaml.safe_load((tmp_path / "settings.yaml").read_text()) == {"workers": 2}
+        with pytest.raises(UserError) as caught:
+            run.settle({"seed": 2, "tokens": (1, 3), "start": None, "new": "x"}, {"workers": 3})
+        for part in ("seed: 1 there, 2 now", "tokens: [1, 2] there, [1, 3] now", 'new: null there, "x" now'):
+            assert part in str(caught.value)
+        assert "start" not in str(caught.value)
+        assert yaml.safe_load((tmp_path / "settings.yaml").read_text()) == {"workers": 2}
+
+
+def test_another_device_is_refused_unless_mixed_is_allowed(tmp_path: Path) -> None:
+    with RunDirectory(str(tmp_path)) as run:
+        run.settle_device({"device": "cpu", "torch": "2.8"}, False)
+        run.settle_device({"device": "cpu", "torch": "2.8"}, False)
+        with pytest.raises(UserError, match=r"\(device: cpu there, H200 now\)"):
+            run.settle_device({"device": "H200", "torch": "2.8"}, False)
+        run.settle_device({"device": "H200", "torch": "2.8"}, True)
+        with pytest.raises(UserError, match=r"torch: 2\.8 there, 2\.9 now"):
+            run.settle_device({"device": "cpu", "torch": "2.9"}, False)
+
+
+@pytest.mark.parametrize("name", ["identity.json", "device.json", "best.json"])
+@pytest.mark.parametrize("damage", [b"", b'{"a": ', b"[1]", b"\xff\xfe"])
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, damage: bytes) -> None:
+    with RunDirectory(str(tmp_path)) as run:
+        (tmp_path / name).write_bytes(damage)
+        reads = {
+            "identity.json": lambda: run.settle({}, {}),
+            "device.json": lambda: run.settle_device({}, False),
+            "best.json": run.read_best,
+        }
+        with pytest.raises(UserError, match=rf"{name} is damaged"):
+            reads[name]()
+
+
+# Object storage: no locks, a heartbeat instead
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Location:
+    return Location.inside(pafs.LocalFileSystem(), str(tmp_path / "bucket"), "memory://bucket")
+
+
+def beat(bucket: Location) -> dict[str, Any]:
+    return json.loads((bucket / DRIVER).read_bytes())
+
+
+def test_a_driver_that_beats_keeps_others_out(bucket: Location) -> None:
+    with RunDirectory(bucket):
+        with pytest.raises(UserError, match=r"memory://bucket is in use by process \d+ on \S+; stop it first, or wait"):
+            RunDirectory(bucket).__enter__()
+        assert (bucket / DRIVER).exists()
+    assert not (bucket / DRIVER).exists()
+    with RunDirectory(bucket):
+        pass
+
+
+def test_a_driver_without_a_heartbeat_counts_as_dead(bucket: Location) -> None:
+    with RunDirectory(bucket) as run:
+        old = beat(bucket)
+        (bucket / DRIVER).write_bytes(json.dumps(old | {"time": old["time"] - directory.STALE - 1}).encode())
+        with RunDirectory(bucket):
+            assert beat(bucket)["owner"] != old["owner"]
+        assert run.location == bucket
+
+
+def test_a_damaged_heartbeat_is_no_driver(bucket: Location) -> None:
+    (bucket / DRIVER).write_bytes(b"{")
+    with RunDirectory(bucket):
+        assert beat(bucket)["owner"]
+
+
+def test_the_heart_beats_and_stops_with_the_run(bucket: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory, "BEAT", 0.001)
+    beats, ten = list[float](), threading.Event()
+    write = RunDirectory._write_beat
+
+    def counted(self: RunDirectory) -> None:
+        beats.append(0)
+        if len(beats) == 5:
+            raise EvorayError("storage was away for a moment")
+        write(self)
+        if len(beats) >= 10:
+            ten.set()
+
+    monkeypatch.setattr(RunDirectory, "_write_beat", counted)
+    with RunDirectory(bucket):
+        assert ten.wait(60)
+    after = len(beats)
+    assert not (bucket / DRIVER).exists(), "no beat came after the last"
+    assert not any(thread.name == "heartbeat" for thread in threading.enumerate())
+    assert len(beats) == after

@@ -1,0 +1,138 @@
+"""A driver's process that is killed or interrupted, and the same command again."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from searches import Material, bits_of
+
+from evoray.run.journal import Journal
+from evoray.run.search import search
+from evoray.settings import SearchSettings
+from evoray.store import Location
+
+LONG = 200
+"""Generations of a run that nobody lets end."""
+
+
+@contextmanager
+def driver(settings: SearchSettings, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """`evoray search` as a process in a group of its own, as a terminal starts it."""
+    config = folder / "settings.yaml"
+    config.write_text(yaml.safe_dump(settings.model_dump(mode="json", exclude_none=True)))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "evoray", "search", "--config", str(config)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def await_line(process: subprocess.Popen[str], begin: str) -> list[str]:
+    """Reads what it says until a line begins so; returns all lines."""
+    assert process.stderr is not None
+    lines: list[str] = []
+    for line in process.stderr:
+        lines.append(line)
+        if line.startswith(begin):
+            return lines
+    raise AssertionError(f"it ended without {begin!r}: {''.join(lines)[-2000:]}")
+
+
+def journaled(run: Path) -> int:
+    """The last generation."""
+    return Journal(Location.parse(str(run))).rows[-1].generation
+
+
+def check_same(material: Material, folder: Path, **again: Any) -> None:
+    """The run ends as one that nothing disturbed, two generations after where it was stopped."""
+    generations = journaled(folder / "run") + 2
+    assert 3 <= generations < LONG
+    search(material.settings(folder / "run", generations=generations, **again))
+    search(material.settings(folder / "whole", generations=generations))
+    assert bits_of(folder / "run") == bits_of(folder / "whole")
+
+
+def test_a_killed_driver_without_ray(material: Material, tmp_path: Path) -> None:
+    with driver(material.settings(tmp_path / "run", generations=LONG), tmp_path) as process:
+        await_line(process, "generation 1/")
+        process.kill()
+    check_same(material, tmp_path)
+
+
+def test_an_interrupted_driver_without_ray(material: Material, tmp_path: Path) -> None:
+    with driver(material.settings(tmp_path / "run", generations=LONG), tmp_path) as process:
+        await_line(process, "generation 1/")
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 130
+    assert "the same command goes on with it" in said
+    assert "Traceback" not in said
+    check_same(material, tmp_path)
+
+
+@pytest.mark.cluster
+def test_a_killed_driver_leaves_no_ray_behind(ray_home: Path, material: Material, tmp_path: Path) -> None:
+    with driver(material.settings(tmp_path / "run", generations=LONG, workers=2), tmp_path) as process:
+        await_line(process, "generation 1/")
+        family = psutil.Process(process.pid).children(recursive=True)
+        workers = [member for member in family if "WorkerActor" in " ".join(member.cmdline())]
+        assert len(workers) == 2
+        process.kill()
+        process.wait()
+        # Left alone, Ray's workers would outlive their driver by a minute, and hold their device's memory.
+        assert psutil.wait_procs(workers, timeout=30)[1] == []
+        # Its spare processes, which hold nothing, do so.
+        for spare in psutil.wait_procs(family, timeout=5)[1]:
+            spare.kill()
+    check_same(material, tmp_path, workers=2)
+
+
+@pytest.mark.cluster
+def test_an_interrupted_driver_gives_its_workers_back(ray_home: Path, material: Material, tmp_path: Path) -> None:
+    with driver(material.settings(tmp_path / "run", generations=LONG, workers=2), tmp_path) as process:
+        await_line(process, "generation 1/")
+        family = psutil.Process(process.pid).children(recursive=True)
+        # Ctrl-C reaches every process of the terminal's group.
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 130, said
+        assert psutil.wait_procs(family, timeout=120)[1] == []
+    assert "the same command goes on with it" in said
+    assert "Traceback" not in said
+    check_same(material, tmp_path)
+
+
+@pytest.mark.cluster
+def test_a_worker_killed_under_the_command_line_is_told_in_a_line(
+    ray_home: Path, material: Material, tmp_path: Path
+) -> None:
+    with driver(material.settings(tmp_path / "run", generations=LONG, workers=2), tmp_path) as process:
+        await_line(process, "generation 1/")
+        workers = [
+            member
+            for member in psutil.Process(process.pid).children(recursive=True)
+            if "WorkerActor" in " ".join(member.cmdline())
+        ]
+        assert len(workers) == 2
+        workers[0].kill()
+        said = await_line(process, "worker ")
+        assert f"(process {workers[0].pid}) was lost, its work is done again: " in said[-1]
+        await_line(process, "generation ")
+        process.kill()
+    check_same(material, tmp_path)

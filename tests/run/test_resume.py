@@ -1,0 +1,139 @@
+"""A run that was stopped, killed or cut short anywhere ends as one that never was."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from searches import Material, bits_of, searching_with
+
+from evoray.cluster import LocalPool
+from evoray.run.journal import Journal
+from evoray.run.search import search
+from evoray.store import Location
+
+
+@pytest.fixture(scope="module")
+def pool(material: Material) -> Iterator[LocalPool]:
+    with LocalPool(material.spec) as pool, searching_with(pool):
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def whole(pool: LocalPool, material: Material, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A run that nothing disturbed."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    search(material.settings(run))
+    return bits_of(run)
+
+
+def test_the_whole_run_is_one_worth_comparing(whole: dict[str, Any]) -> None:
+    assert [row["generation"] for row in whole["generations"]] == [0, 1, 2, 3, 4]
+    assert len({tuple(row["winner"]) for row in whole["generations"]}) > 1
+    assert len({row["sha256"] for row in whole["generations"]}) == 5
+
+
+class _KilledError(BaseException):
+    """Nothing in the package may catch it, as nothing catches a killed process."""
+
+
+def test_a_driver_killed_before_or_after_any_write_resumes_to_the_same_run(
+    whole: dict[str, Any], material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, written = Location.write_bytes, list[str]()
+    die_at, after = -1, False
+
+    def counted(self: Location, data: bytes) -> None:
+        now = len(written) == die_at
+        written.append(self.name)
+        if now and not after:
+            raise _KilledError
+        write(self, data)
+        if now:
+            raise _KilledError
+
+    monkeypatch.setattr(Location, "write_bytes", counted)
+    run = tmp_path / "run"
+    search(material.settings(run, generations=2))
+    per_run = list(written)
+    assert per_run.count("generations.parquet") == 3
+    assert per_run.count("batches.parquet") == 3
+    shutil.rmtree(run)
+    for die_at in range(len(per_run)):
+        # Killed after one write is killed before the next, but for the last one.
+        after = die_at == len(per_run) - 1
+        written.clear()
+        with pytest.raises(_KilledError):
+            search(material.settings(run, generations=2))
+        written.clear()
+        die, die_at = die_at, -1
+        search(material.settings(run))
+        assert bits_of(run) == whole, f"killed at write {die}, of {per_run[die]}"
+        shutil.rmtree(run)
+
+
+def test_a_run_stopped_by_tokens_goes_on(whole: dict[str, Any], material: Material, tmp_path: Path) -> None:
+    first = search(material.settings(tmp_path, max_tokens=3000))
+    rows = Journal(Location.parse(str(tmp_path))).rows
+    assert first.reason == f"--max-tokens 3000 reached with {sum(row.tokens for row in rows)}"
+    assert sum(row.tokens for row in rows[:-1]) < 3000 <= sum(row.tokens for row in rows)
+    assert 1 < len(rows) < 5
+    assert search(material.settings(tmp_path)).reason == "all 4 generations are done"
+    assert bits_of(tmp_path) == whole
+
+
+def test_a_run_out_of_time_is_judged_and_goes_on(whole: dict[str, Any], material: Material, tmp_path: Path) -> None:
+    first = search(material.settings(tmp_path, generations=2))
+    cut = search(material.settings(tmp_path, max_hours=1e-9))
+    assert cut.reason == "--max-hours 1e-09 reached"
+    assert cut.configuration == first.configuration
+    assert "held_out" in cut.best
+    search(material.settings(tmp_path))
+    assert bits_of(tmp_path) == whole
+
+
+def test_more_generations_go_on(whole: dict[str, Any], material: Material, tmp_path: Path) -> None:
+    for generations in (0, 1, 3, 4):
+        found = search(material.settings(tmp_path, generations=generations))
+        assert found.reason == f"all {generations} generations are done"
+        assert found.best["generation"] == generations
+    assert bits_of(tmp_path) == whole
+
+
+def test_a_finished_run_needs_no_worker_and_writes_no_result(material: Material, tmp_path: Path) -> None:
+    first = search(material.settings(tmp_path))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with searching_with(None):
+        again = search(material.settings(tmp_path))
+        assert again.best == first.best
+        assert again.reason == first.reason
+        limited = search(material.settings(tmp_path, generations=9, max_tokens=1))
+        assert limited.best == first.best
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    changed = {path.name for path in before | after if before.get(path) != after.get(path)}
+    assert changed <= {"settings.yaml", ".lock"}
+
+
+def test_a_finished_run_is_judged_again_on_another_text(material: Material, tmp_path: Path) -> None:
+    first = search(material.settings(tmp_path / "run"))
+    lines = Path(material.text).read_text().splitlines()[::-1]
+    (tmp_path / "other.jsonl").write_text("\n".join(line.replace("a", "z") for line in lines))
+    other = search(material.settings(tmp_path / "run", judge_data=str(tmp_path / "other.jsonl")))
+    assert other.configuration == first.configuration
+    assert other.best["held_out"]["candidates"]["found"]["kl"] != first.best["held_out"]["candidates"]["found"]["kl"]
+    assert other.best["digests"]["judge_text"] != first.best["digests"]["judge_text"]
+
+
+def test_what_a_crash_left_half_written_is_removed(material: Material, whole: dict[str, Any], tmp_path: Path) -> None:
+    left = [
+        tmp_path / ".best.json.0123456789abcdef.tmp",
+        tmp_path / "evaluations" / ".generation-00001.arrow.0123456789abcdef.tmp",
+        tmp_path / "teacher" / ".00000.arrow.0123456789abcdef.tmp",
+    ]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"half")
+    search(material.settings(tmp_path))
+    assert bits_of(tmp_path) == whole
+    assert not any(path.exists() for path in left)

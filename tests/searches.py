@@ -1,0 +1,130 @@
+"""A whole search of a second: a tiny model with a store and a text, settings for it, and what a run must have in common
+with another one to be the same.
+
+`material` makes model, store and text; `Material.settings` the settings; `bits_of` reads a run directory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import tiny_model
+
+from evoray.cluster import Pool, WorkerSpec
+from evoray.embedded import model_path
+from evoray.run.build import run_build
+from evoray.run.journal import Journal
+from evoray.settings import BuildSettings, SearchSettings
+from evoray.store import Location
+
+
+@dataclass(frozen=True)
+class Material:
+    """Folders of a model and a store, and a text file."""
+
+    model: str
+    store: str
+    text: str
+
+    def settings(self, run: str | Path, **changes: Any) -> SearchSettings:
+        """Generation 0 and four more, in this process, about 6000 candidate tokens."""
+        usual: dict[str, Any] = {
+            "model": self.model,
+            "store": self.store,
+            "data": self.text,
+            "run": str(run),
+            "target_bits": 2.8,
+            "sequence_length": 64,
+            "generations": 4,
+            "offspring": 8,
+            "initial_candidates": 6,
+            "survivors": (2, 1),
+            "tokens": (64, 256),
+            "search_tokens": 2048,
+            "judge_tokens": 512,
+            "tokens_per_pass": 128,
+            "workers": 0,
+        }
+        return SearchSettings(**usual | changes)
+
+    @property
+    def spec(self) -> WorkerSpec:
+        """Workers of these searches."""
+        return WorkerSpec(model=self.model, store=self.store, device="cpu")
+
+
+def material(folder: Path) -> Material:
+    """Makes all of it in a folder."""
+    model = folder / "model"
+    tiny_model("llama", vocab_size=264, max_position_embeddings=128).save_pretrained(model)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(model_path()) / name, model)
+    draws = np.random.default_rng(0)
+    words = ["".join(draws.choice(list("abcdefghij"), draws.integers(2, 8))) for _ in range(200)]
+    documents = [json.dumps({"text": " ".join(draws.choice(words, 30))}) for _ in range(200)]
+    (folder / "text.jsonl").write_text("\n".join(documents) + "\n", encoding="utf-8")
+    run_build(
+        BuildSettings(
+            model=str(model),
+            store=str(folder / "store"),
+            method="rtn",
+            levels=("2", "3", "4"),
+            group_size=32,
+            threads=1,
+            scales="minmax",
+        )
+    )
+    return Material(str(model), str(folder / "store"), str(folder / "text.jsonl"))
+
+
+def bits_of(run: str | Path) -> dict[str, Any]:
+    """Everything of a run that must not depend on who ran it, when, and how often it was interrupted."""
+    journal = Journal(Location.parse(str(run)))
+    generations = []
+    for row in journal.rows:
+        data = (Path(run) / "evaluations" / row.evaluations).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == row.sha256
+        generations.append(
+            {key: value for key, value in vars(row).items() if key not in ("seconds", "lost_workers")}
+            | {"batches": journal.batches(row.generation).to_pylist()}
+        )
+    best = json.loads((Path(run) / "best.json").read_text())
+    return {"generations": generations, "best": {key: best[key] for key in best if key != "seconds"}}
+
+
+class _Kept:
+    """A pool that a search may use but not close."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+    def __enter__(self) -> _Kept:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        return None
+
+
+@contextmanager
+def searching_with(pool: Pool | None) -> Iterator[None]:
+    """Searches inside work with this pool, and leave it open; None: opening a pool is a mistake."""
+
+    def hand_out(*_: Any, **__: Any) -> _Kept:
+        assert pool is not None, "a pool was opened"
+        return _Kept(pool)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("evoray.run.search.open_pool", hand_out)
+        yield
