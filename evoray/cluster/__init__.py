@@ -2,13 +2,15 @@
 
 `dispatch.py`: `Dispatcher`: who does what, and again after a loss; pure logic.
 `worker.py`: `WorkerSpec`, `DeviceRecord`, `Worker`: one evaluator and the facts that its bits depend on.
-`pool.py`: `Pool`, `LocalPool`, `open_pool`: what a driver sees.
+`pool.py`: `Pool`, `LocalPool`: what a driver sees.
+`opening.py`: `open_pool`: the one or the other.
 `ray_pool.py`: `RayPool`: workers as Ray actors that may die.
 `ray_errors.py`: what an error of Ray's tells.
 """
 
 from evoray.cluster.dispatch import Dispatcher, Item
-from evoray.cluster.pool import LocalPool, Pool, open_pool
+from evoray.cluster.opening import open_pool
+from evoray.cluster.pool import LocalPool, Pool
 from evoray.cluster.worker import DeviceRecord, Worker, WorkerSpec
 
 __all__ = ["DeviceRecord", "Dispatcher", "Item", "LocalPool", "Pool", "Worker", "WorkerSpec", "open_pool"]

@@ -34,6 +34,9 @@ from evoray.fitness import Fitness, TeacherBlock
 POLL = 1.0
 """Seconds between looks at the clock while nothing is reported; a report ends the wait at once."""
 
+GPU_HOST_MEMORY = 8 << 30
+"""Most bytes of host memory that a worker on a GPU asks for: a weight file of usual size, and libraries."""
+
 PAUSE = 0.2
 """Seconds before an actor that could not take a call yet is asked again; grows with every failure."""
 
@@ -146,7 +149,8 @@ class RayPool(Pool):
                 "max_task_retries": 0,
             }
             if memory:
-                options["memory"] = memory
+                # On a GPU the weights pass through the host a file at a time.
+                options["memory"] = min(memory, GPU_HOST_MEMORY) if on_gpu else memory
             self._asked = {key: options[key] for key in ("num_cpus", "num_gpus", "memory") if options.get(key)}
             remote_class = ray.remote(actor_class).options(**options)
             self._spec_ref = ray.put(self.spec)

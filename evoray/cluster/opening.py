@@ -1,0 +1,42 @@
+"""Which pool: the driver's own process, or actors of Ray.
+
+Holds: `open_pool`.
+"""
+
+from collections.abc import Callable
+
+from evoray.cluster.pool import LocalPool, Pool, say
+from evoray.cluster.worker import WorkerSpec
+
+
+def open_pool(
+    spec: WorkerSpec,
+    *,
+    workers: int | None = None,
+    address: str | None = None,
+    allow_mixed: bool = False,
+    wait: float = 600.0,
+    memory: int = 0,
+    note: Callable[[str], None] = say,
+) -> Pool:
+    """Opens a pool.
+
+    Args:
+        spec: how each worker is built.
+        workers: 0 for this process, without Ray; None for one per GPU, or one per core over `spec.threads`.
+        address: of a running Ray cluster; None joins the one this job was submitted to, else starts a local one.
+        allow_mixed: let workers of other devices in, and give up bit-equal losses.
+        wait: seconds to wait for a worker when there is none, at the start and whenever all are lost.
+        memory: bytes of host memory that each actor asks Ray for.
+        note: told of lost workers and of candidates set aside, a line each.
+
+    Raises:
+        UserError: no such cluster, or workers that can't load what the spec names.
+        EvorayError: no worker within `wait`.
+    """
+    if workers == 0:
+        return LocalPool(spec)
+    # Late, so that a search in one process needs no Ray.
+    from evoray.cluster.ray_pool import RayPool
+
+    return RayPool(spec, workers=workers, address=address, allow_mixed=allow_mixed, wait=wait, memory=memory, note=note)
