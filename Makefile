@@ -24,8 +24,12 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Another model: make bench MODEL=folder DATA=text.txt
+MODEL ?= embedded
+DATA ?= embedded
 bench: $(READY)
-	$(BIN)/python -m benchmarks.reuse
+	$(BIN)/python -m benchmarks.reuse --model $(MODEL) --data $(DATA)
+	$(BIN)/python -m benchmarks.published_protocol --model $(MODEL) --data $(DATA)
 
 # The stamp is written last, so a set-up that was cut short is done again.
 $(READY): pyproject.toml

@@ -1,17 +1,22 @@
 """The command line: arguments in, one line out when something is wrong. All work is done in the rooms below.
 
 A verb's flags are the fields of its settings; `--config FILE.yaml` holds the same names, and flags win over it.
+Results go to standard output, progress and errors to standard error.
 """
 
 import inspect as signatures
 import json
+import math
+import os
 import sys
+import traceback
 import types
-from collections.abc import Callable
-from typing import Any, NoReturn, Union, get_args, get_origin
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
-import click
 import typer
+from pydantic import BeforeValidator
 from pydantic_core import PydanticUndefined
 from rich.console import Console
 
@@ -26,83 +31,155 @@ from evoray.settings import (
     load_settings,
 )
 
+PIPE_WIDTH = 2000
+"""Columns where the output is no terminal: no table of ours is wider, so none is cut or wrapped."""
+
+PIPE_HELP_WIDTH = 110
+"""The same for help, which fills its width."""
+
+# typer brings a click of its own since 0.26 and uses the installed one before; this is right for both.
+_UsageError: type[Any] = typer.BadParameter.__mro__[1]
+
 app = typer.Typer(
     name="evoray",
     help="Evolutionary search for non-uniform compression of language models, on one machine or a Ray cluster.",
-    no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_debug = False
-_quiet = False
+_asked = {"debug": False, "quiet": False}
+
+
+def _ask(context: typer.Context, parameter: typer.CallbackParam, value: bool) -> bool:
+    """Remembers a switch that may stand before or after the verb."""
+    _asked[str(parameter.name)] |= bool(value)
+    return value
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        typer.echo(f"evoray {version('evoray')}")
+        raise typer.Exit
+
+
+_Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.", callback=_ask)]
+_Quiet = Annotated[bool, typer.Option("--quiet", help="Show results only.", callback=_ask)]
+_Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 @app.callback()
 def _common(
-    debug: bool = typer.Option(False, "--debug", help="Show tracebacks."),
-    quiet: bool = typer.Option(False, "--quiet", help="Show results only."),
-    version: bool = typer.Option(False, "--version", help="Show the version and stop.", is_eager=True),
+    debug: _Debug = False,
+    quiet: _Quiet = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and stop.", is_eager=True, callback=_version)
+    ] = False,
 ) -> None:
-    global _debug, _quiet
-    _debug, _quiet = debug, quiet
-    if version:
-        from importlib.metadata import version as version_of
-
-        typer.echo(f"evoray {version_of('evoray')}")
-        raise typer.Exit
+    pass
 
 
 def _progress() -> Any:
     from evoray.run.progress import Progress, RichProgress
 
-    return Progress() if _quiet else RichProgress()
+    return Progress() if _asked["quiet"] else RichProgress()
 
 
 def _show(renderable: Any) -> None:
-    Console(soft_wrap=not sys.stdout.isatty()).print(renderable)
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    Console(width=width, markup=False, highlight=False).print(renderable)
 
 
-def _flag_type(annotation: Any) -> Any:
-    """What typer parses a field as: whole and decimal numbers and switches as they are, all else as text."""
-    plain = annotation
+def _show_json(found: Any) -> None:
+    typer.echo(json.dumps(_finite(found), indent=1, ensure_ascii=False))
+
+
+def _finite(found: Any) -> Any:
+    """The same with null for NaN and infinities, which JSON lacks."""
+    if isinstance(found, dict):
+        return {key: _finite(value) for key, value in found.items()}
+    if isinstance(found, list | tuple):
+        return [_finite(value) for value in found]
+    return None if isinstance(found, float) and not math.isfinite(found) else found
+
+
+def _plain(annotation: Any) -> Any:
+    """The type of a field that may be None."""
     if get_origin(annotation) in (Union, types.UnionType):
-        plain = next(part for part in get_args(annotation) if part is not type(None))
-    return plain if plain in (bool, int, float) else str
+        annotation = next(part for part in get_args(annotation) if part is not type(None))
+    return annotation
 
 
-def _verb(kind: type[Settings], name: str, example: str) -> Callable[[Callable[[Any], None]], None]:
+def _choices(annotation: Any) -> list[str]:
+    if get_origin(annotation) is Literal:
+        return [str(choice) for choice in get_args(annotation)]
+    return [choice.value for choice in annotation] if isinstance(annotation, type(StrEnum)) else []
+
+
+def _option(kind: type[Settings], field: str) -> Any:
+    """A field as a flag. All but switches reach the settings as text, which alone decide what is right."""
+    info, annotation = kind.model_fields[field], _plain(kind.model_fields[field].annotation)
+    choices, default = _choices(annotation), info.default
+    said = [info.description or ""]
+    if choices:
+        said.append(f"One of: {', '.join(choices)}." if len(choices) > 1 else f"Only: {choices[0]}.")
+    if default is PydanticUndefined:
+        said.append("Required.")
+    elif default is not None and annotation is not bool and "Default:" not in said[0]:
+        said.append(f"Default: {','.join(map(str, default)) if isinstance(default, tuple) else default}.")
+    owner = next(base for base in reversed(kind.__mro__) if field in vars(base).get("__annotations__", {}))
+    return typer.Option(
+        None,
+        flag(field) if annotation is not bool else f"{flag(field)}/{flag('no_' + field)}",
+        help=" ".join(said),
+        metavar=None if annotation is bool else "CHOICE" if choices else _metavar(annotation, info.metadata),
+        show_default=False,
+        rich_help_panel=owner.__name__.removesuffix("Settings"),
+    )
+
+
+def _metavar(annotation: Any, metadata: Sequence[Any]) -> str:
+    if get_origin(annotation) is Annotated:
+        annotation, *metadata = get_args(annotation)
+    if get_origin(annotation) is tuple:
+        return "LIST"
+    if annotation is int:
+        return "SIZE" if any(isinstance(part, BeforeValidator) for part in metadata) else "INT"
+    return "NUMBER" if annotation is float else "TEXT"
+
+
+def _verb(kind: type[Settings], name: str, example: str, *, as_json: bool = False) -> Callable[..., None]:
     """Makes a verb whose flags are the fields of `kind`."""
 
-    def decorate(run: Callable[[Any], None]) -> None:
-        parameters = [
-            signatures.Parameter(
-                "config",
-                signatures.Parameter.KEYWORD_ONLY,
-                annotation=str | None,
-                default=typer.Option(None, "--config", help="YAML file with the same names; flags win over it."),
-            )
-        ]
-        for field, info in kind.model_fields.items():
-            parsed = _flag_type(info.annotation)
-            default = info.default
-            shown: bool | str = False
-            if default is not PydanticUndefined and default is not None and parsed is not bool:
-                shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
-            names = [flag(field)] if parsed is not bool else [f"{flag(field)}/--no-{field.replace('_', '-')}"]
-            parameters.append(
-                signatures.Parameter(
-                    field,
-                    signatures.Parameter.KEYWORD_ONLY,
-                    annotation=parsed | None,
-                    default=typer.Option(None, *names, help=info.description, show_default=shown),
-                )
+    def decorate(run: Callable[..., None]) -> None:
+        def parameter(called: str, annotation: Any, default: Any) -> signatures.Parameter:
+            return signatures.Parameter(
+                called, signatures.Parameter.KEYWORD_ONLY, annotation=annotation, default=default
             )
 
+        parameters = [
+            parameter(
+                "config",
+                str | None,
+                typer.Option(
+                    None, "--config", metavar="FILE", help="YAML file with the same names; flags win over it."
+                ),
+            ),
+            *([parameter("as_json", _Json, False)] if as_json else []),
+            parameter("debug", _Debug, False),
+            parameter("quiet", _Quiet, False),
+        ]
+        # What a verb has of its own stands first in its help.
+        for field in sorted(kind.model_fields, key=lambda field: field not in vars(kind).get("__annotations__", {})):
+            parsed = bool if kind.model_fields[field].annotation is bool else str
+            parameters.append(parameter(field, parsed | None, _option(kind, field)))
+
         def command(**given: Any) -> None:
-            file = given.pop("config")
-            run(load_settings(kind, given, file))
+            file, wanted = given.pop("config"), given.pop("as_json", None)
+            settings = load_settings(kind, {key: given[key] for key in kind.model_fields}, file)
+            run(settings, wanted) if as_json else run(settings)
 
         command.__signature__ = signatures.Signature(parameters)  # type: ignore[attr-defined]
         command.__doc__ = f"{run.__doc__}\n\n    Example: {example}"
@@ -134,8 +211,9 @@ def _build(settings: BuildSettings) -> None:
     SearchSettings,
     "search",
     "evoray search --model meta-llama/Llama-3.1-8B --store variants --data my-text.jsonl --run run --target-bits 3",
+    as_json=True,
 )
-def _search(settings: SearchSettings) -> None:
+def _search(settings: SearchSettings, as_json: bool) -> None:
     """Find the level of every layer for a budget: average bits, bits per weight, or size."""
     from evoray.report.dry_run import search_estimate
     from evoray.report.tables import comparison
@@ -150,20 +228,28 @@ def _search(settings: SearchSettings) -> None:
         except KeyboardInterrupt:
             progress.note(f"stopped; {settings.run} keeps every finished generation: the same command goes on with it")
             raise
+    if as_json:
+        _show_json({"run": result.run, "reason": result.reason, **result.best})
+        return
     held_out = result.best["held_out"]
     _show(comparison(held_out["candidates"], held_out["tokens"]))
     _show(f"{result.reason}; the result is in {result.run}/best.json")
 
 
-@_verb(EvalSettings, "eval", "evoray eval --model embedded --store variants --configuration run --data held-out.txt")
-def _eval(settings: EvalSettings) -> None:
+@_verb(
+    EvalSettings,
+    "eval",
+    "evoray eval --model embedded --store variants --configuration run --data held-out.txt",
+    as_json=True,
+)
+def _eval(settings: EvalSettings, as_json: bool) -> None:
     """Judge a configuration, or the base model: perplexity and KL on any text."""
     from evoray.report.tables import evaluation_table
     from evoray.run.evaluate import evaluate
 
     with _progress() as progress:
         found = evaluate(settings, progress)
-    _show(evaluation_table(found))
+    _show_json(found.as_dict()) if as_json else _show(evaluation_table(found))
 
 
 @_verb(ExportSettings, "export", "evoray export --configuration run --out model-3bit")
@@ -176,9 +262,11 @@ def _export(settings: ExportSettings) -> None:
 
 @app.command("inspect")
 def _inspect(
-    place: str = typer.Argument(help="A store, a run directory, or a file of `layer: level` lines."),
-    store: str | None = typer.Option(None, "--store", help="Prices a configuration by the variants of this store."),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    place: Annotated[str, typer.Argument(help="A store, a run directory, or a file of `layer: level` lines.")],
+    store: Annotated[str | None, typer.Option(help="Prices a configuration by the variants of this store.")] = None,
+    as_json: _Json = False,
+    debug: _Debug = False,
+    quiet: _Quiet = False,
 ) -> None:
     """Show what is in a store, a run or a configuration.
 
@@ -187,13 +275,15 @@ def _inspect(
     from evoray.report.tables import inspect
 
     table, found = inspect(place, store)
-    _show(table) if not as_json else typer.echo(json.dumps(found, indent=1))
+    _show_json(found) if as_json else _show(table)
 
 
 @app.command("demo")
 def _demo(
-    folder: str = typer.Option("evoray-demo", "--folder", help="Where store and run go."),
-    workers: int | None = typer.Option(None, "--workers", min=0, help="Workers. 0: this process, without Ray."),
+    folder: Annotated[str, typer.Option(help="Where store and run go.")] = "evoray-demo",
+    workers: Annotated[int | None, typer.Option(min=0, help="Workers. 0: this process, without Ray.")] = None,
+    debug: _Debug = False,
+    quiet: _Quiet = False,
 ) -> None:
     """The whole job on the embedded model, in a few minutes on a laptop.
 
@@ -211,28 +301,37 @@ def _demo(
     _show(f"export:   evoray export --configuration {folder}/run --out {folder}/model")
 
 
-def main() -> NoReturn:
-    """Runs the command line. Exit code 2 for a user's mistake, 1 for a failure, 130 for Ctrl-C."""
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs the command line. Exit code 2 for a user's mistake, 1 for a failure, 130 for Ctrl-C.
+
+    Args:
+        arguments: what stands behind the program's name; by default those of this process.
+    """
+    _asked.update(debug=False, quiet=False)
+    if not sys.stdout.isatty():
+        os.environ.setdefault("TERMINAL_WIDTH", str(PIPE_HELP_WIDTH))  # read by typer when it shows help
     try:
-        app(standalone_mode=False)
+        code = app(args=arguments, prog_name="evoray", standalone_mode=False)
+        sys.stdout.flush()
     except EvorayError as error:
-        if _debug:
-            raise
         _fail(str(error), error.exit_code)
-    except click.exceptions.Exit as leaving:
-        sys.exit(leaving.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
+    except _UsageError as error:
+        place = getattr(getattr(error, "ctx", None), "command_path", "evoray")
+        _fail(f"{error.format_message().rstrip('.')}; see {place} --help", 2)
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read us has seen enough. What is still buffered must not fail again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
-        if _debug:
-            raise
-        _fail(f"{type(error).__name__}: {error} (--debug shows the traceback)", 1)
-    sys.exit(0)
+        _fail(f"{type(error).__name__}: {error}{'' if _asked['debug'] else ' (--debug shows the traceback)'}", 1)
+    # typer returns the code of an early exit, and what the verb returned otherwise: nothing.
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(message: str, code: int) -> NoReturn:
+    if _asked["debug"]:
+        traceback.print_exc()
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)

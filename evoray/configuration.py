@@ -1,11 +1,10 @@
 """Configurations as people read and write them: `layer: level`, a line each.
 
-Holds: `BASE`, `Configuration`, `parse_configuration`, `read_configuration`, `configuration_text`.
+Holds: `BASE`, `Configuration`, `parse_configuration`, `configuration_text`.
 """
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from evoray.errors import UserError
@@ -27,17 +26,17 @@ def parse_configuration(text: str, origin: str = "configuration") -> Configurati
     Raises:
         UserError: a line without a level, a layer named twice, or nothing at all.
     """
-    stripped = text.lstrip()
+    stripped = text.removeprefix("\ufeff").lstrip()  # some editors put a byte order mark first
     if stripped.startswith("{"):
         return _from_json(stripped, origin)
     configuration: Configuration = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.removeprefix("\ufeff").splitlines(), start=1):
         line = line.strip()
         if not line or line.startswith("#"):
             continue
         layer, colon, level = (part.strip() for part in line.rpartition(":"))
         if not colon or not layer or not level:
-            raise UserError(f"{origin}, line {number}: {line!r} is not `layer: level`")
+            raise UserError(f"{origin}, line {number}: {line[:80]!r} is not `layer: level`")
         if layer in configuration:
             raise UserError(f"{origin}, line {number}: {layer} is named twice; keep one of the lines")
         configuration[layer] = level
@@ -46,11 +45,28 @@ def parse_configuration(text: str, origin: str = "configuration") -> Configurati
     return configuration
 
 
+class _TwiceError(Exception):
+    """A key that stands twice in one JSON object."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _TwiceError(key)
+        found[key] = value
+    return found
+
+
 def _from_json(text: str, origin: str) -> Configuration:
     try:
-        found: Any = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{origin} begins like JSON but is none: {error}") from None
+        found: Any = json.loads(text, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{origin} begins like JSON but is none: {error}; write it again, or `layer: level` lines"
+        ) from None
+    except _TwiceError as error:
+        raise UserError(f"{origin}: {error} is named twice; keep one of them") from None
     found = found.get("configuration", found)
     if not isinstance(found, dict) or not found:
         raise UserError(f"{origin} holds no configuration; it needs an object layer -> level")
@@ -60,21 +76,6 @@ def _from_json(text: str, origin: str) -> Configuration:
     if wrong:
         raise UserError(f"{origin}: the level of {wrong[0]} is {found[wrong[0]]!r}; a level is a word or a number")
     return {str(layer): str(level) for layer, level in found.items()}
-
-
-def read_configuration(path: str | Path) -> Configuration:
-    """Reads the configuration in a text file, a JSON file, or a `best.json`.
-
-    Raises:
-        UserError: the file is missing, unreadable or holds no configuration.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"no configuration at {path}; give a file of `layer: level` lines or a run folder") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the configuration {path} can't be read: {error}") from None
-    return parse_configuration(text, str(path))
 
 
 def configuration_text(configuration: Mapping[str, str]) -> str:

@@ -5,13 +5,24 @@ Holds: `BuildSettings`, `SearchSettings`, `EvalSettings`, `ExportSettings`, `Pre
 A field's description is its help on the command line, and its name is its flag.
 """
 
-from collections.abc import Mapping
+import difflib
+import os
+from collections.abc import Hashable, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from evoray.errors import UserError
 from evoray.sizes import parse_size
@@ -21,7 +32,8 @@ def _bytes(value: Any) -> Any:
     try:
         return parse_size(value) if isinstance(value, str) else value
     except UserError as error:
-        raise ValueError(str(error)) from None
+        # The value stands before the message already.
+        raise ValueError(str(error).removeprefix(f"{value!r} ").removeprefix("is ")) from None
 
 
 def _list(value: Any) -> Any:
@@ -32,8 +44,12 @@ def _list(value: Any) -> Any:
 
 
 def _levels(value: Any) -> Any:
-    return [str(level) for level in _list(value)] if value is not None else value
+    found = _list(value)
+    return [str(level) for level in found] if isinstance(found, list | tuple) else found
 
+
+MOST = 1_000_000
+"""Of anything that is counted one by one: more could not be held in memory."""
 
 Bytes = Annotated[int, BeforeValidator(_bytes), Field(gt=0)]
 Integers = Annotated[tuple[int, ...], BeforeValidator(_list)]
@@ -73,7 +89,18 @@ class MutationRule(StrEnum):
 class Settings(BaseModel):
     """Common ground: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+        wanted = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and wanted is not bool:
+            # Python counts True as 1; in a settings file it is a slip.
+            raise ValueError("this is no switch; give a value")
+        if isinstance(value, str) and not value.strip() and wanted in (str, str | None):
+            raise ValueError("it is empty; give a value")
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 class ModelSettings(Settings):
@@ -95,10 +122,8 @@ class TextSettings(Settings):
     sequence_length: int | None = Field(
         None, ge=8, description="Most tokens of a block. Default: 512, or what the model reads."
     )
-    bos: str = Field(
-        "auto",
-        pattern="^(auto|none|document|block)$",
-        description="Beginning-of-sequence token: auto, none, document or block.",
+    bos: Literal["auto", "none", "document", "block"] = Field(
+        "auto", description="Where beginning-of-sequence tokens stand."
     )
     separator: str = Field("auto", description="What cuts a .txt file: auto, none, a line, or re:PATTERN.")
 
@@ -109,42 +134,44 @@ class WorkSettings(Settings):
     workers: int | None = Field(
         None, ge=0, description="Workers. 0: this process, without Ray. Default: one per GPU, or one per core."
     )
-    threads_per_worker: int = Field(1, ge=1, description="Threads of torch in each worker; part of a run's bits.")
+    threads_per_worker: int = Field(
+        1, ge=1, le=4096, description="Threads of torch in each worker; part of a run's bits."
+    )
     address: str | None = Field(None, description="Address of a running Ray cluster. Default: a local one.")
     wait: float = Field(600, ge=0, description="Seconds to wait for the first worker.")
     allow_mixed: bool = Field(False, description="Let workers of unlike devices in, and give up bit-equal losses.")
     tokens_per_pass: int = Field(2048, ge=8, description="Most tokens of a forward pass, padding included.")
     vocabulary_chunk: int = Field(16384, ge=256, description="Rows of the output head per matrix product.")
-    boundary_memory: Bytes = Field(1 << 30, description="Memory for states at block boundaries, per worker.")
-    variant_memory: Bytes = Field(4 << 30, description="Memory for ready variants on the device, per worker.")
+    boundary_memory: Bytes = Field(
+        1 << 30, description="Memory for states at block boundaries, per worker. Default: 1GiB."
+    )
+    variant_memory: Bytes = Field(
+        4 << 30, description="Memory for ready variants on the device, per worker. Default: 4GiB."
+    )
 
 
 class BuildSettings(ModelSettings):
     """`evoray build`: makes the variants."""
 
     store: str = Field(description="Where the variants go: a folder or a URI (s3://, gs://, file://).")
-    kind: str = Field("quantization", pattern="^quantization$", description="What levels mean: quantization.")
-    method: str = Field("gptq", pattern="^(gptq|rtn)$", description="How weights are compressed: gptq or rtn.")
+    kind: Literal["quantization"] = Field("quantization", description="What levels mean.")
+    method: Literal["gptq", "rtn"] = Field("gptq", description="How weights are compressed.")
     levels: Levels = Field(("2", "3", "4", "5", "6"), description="Bitwidths, 2 to 8.")
     group_size: int = Field(128, ge=-1, description="Input columns per scale; -1: a whole row.")
     symmetric: bool = Field(True, description="Without zero points.")
-    scales: str = Field("mse", pattern="^(mse|minmax)$", description="How scales are chosen: mse or minmax.")
-    scale_dtype: str = Field(
-        "auto",
-        pattern="^(auto|float16|bfloat16|float32)$",
-        description="What scales are stored in. auto: the checkpoint's dtype.",
+    scales: Literal["mse", "minmax"] = Field("mse", description="How scales are chosen.")
+    scale_dtype: Literal["auto", "float16", "bfloat16", "float32"] = Field(
+        "auto", description="What scales are stored in. auto: the checkpoint's dtype."
     )
-    cost_format: str = Field(
-        "compressed-tensors", pattern="^(compressed-tensors|tight)$", description="How bytes are counted."
+    cost_format: Literal["compressed-tensors", "tight"] = Field(
+        "compressed-tensors", description="How bytes are counted."
     )
     data: str | None = Field(
         None, description="Hessian text for gptq: a file, a folder, `embedded`, or NAME[:config][:split][:column]."
     )
     hessian_tokens: int = Field(262144, ge=64, description="Most tokens of Hessian text.")
-    hessian_inputs: str = Field(
-        "base",
-        pattern="^(base|quantized)$",
-        description="Inputs of Hessians come from the base model, or the model quantized so far.",
+    hessian_inputs: Literal["base", "quantized"] = Field(
+        "base", description="Inputs of Hessians come from the base model, or the model quantized so far."
     )
     hessian_level: int | None = Field(None, description="Level of the model quantized so far. Default: the middle one.")
     damping: float = Field(0.01, gt=0, description="Added to the Hessian's diagonal, as a share of its mean.")
@@ -152,10 +179,8 @@ class BuildSettings(ModelSettings):
     sequence_length: int | None = Field(
         None, ge=8, description="Most tokens of a block. Default: 2048, or what the model reads."
     )
-    bos: str = Field(
-        "auto",
-        pattern="^(auto|none|document|block)$",
-        description="Beginning-of-sequence token: auto, none, document or block.",
+    bos: Literal["auto", "none", "document", "block"] = Field(
+        "auto", description="Where beginning-of-sequence tokens stand."
     )
     separator: str = Field("auto", description="What cuts a .txt file: auto, none, a line, or re:PATTERN.")
     tokens_per_pass: int = Field(2048, ge=8, description="Most tokens of a forward pass, padding included.")
@@ -177,24 +202,26 @@ class SearchSettings(ModelSettings, TextSettings, WorkSettings):
     run: str = Field(description="Run directory: a folder or URI. A run of the same settings goes on.")
     target_bits: float | None = Field(None, gt=0, description="Budget: average code bits per compressible weight.")
     target_bpw: float | None = Field(None, gt=0, description="Budget: average stored bits per weight, scales included.")
-    target_size: str | None = Field(None, description="Budget: size of the whole checkpoint, such as 3.5GB.")
+    target_size: Bytes | None = Field(None, description="Budget: size of the whole checkpoint, such as 3.5GB.")
     levels: Levels | None = Field(None, description="Levels to choose from. Default: all of the store.")
-    tie: str = Field(
-        "fused", pattern="^(fused|none)$", description="Layers that engines fuse share a level: fused or none."
+    tie: Literal["fused", "none"] = Field(
+        "fused", description="Layers that engines fuse (q/k/v, gate/up) share a level."
     )
-    fitness: str = Field(
-        "kl", pattern="^(kl|perplexity)$", description="What is minimised: kl to the base model, or perplexity."
+    fitness: Literal["kl", "perplexity"] = Field(
+        "kl", description="What is minimised: KL divergence to the base model, or perplexity."
     )
     preset: Preset | None = Field(None, description="evopress: the paper's algorithm and budget.")
-    generations: int = Field(150, ge=0, description="Generations. A finished run goes on when this is raised.")
-    offspring: int = Field(128, ge=1, description="Offspring per generation.")
+    generations: int = Field(150, ge=0, le=MOST, description="Generations. A finished run goes on when this is raised.")
+    offspring: int = Field(128, ge=1, le=MOST, description="Offspring per generation.")
     survivors: Integers = Field((16, 4, 1), description="Survivors of each rung.")
     tokens: Integers = Field((2048, 16384, 131072), description="Tokens of each rung.")
     search_tokens: int = Field(524288, ge=64, description="Most tokens of search text.")
-    initial_candidates: int = Field(32, ge=1, description="Random configurations that race for the start.")
+    initial_candidates: int = Field(32, ge=1, le=MOST, description="Random configurations that race for the start.")
     init: str | None = Field(None, description="Start from a configuration: a file, or a run's best.json.")
-    mutation: MutationRule = Field(MutationRule.budget, description="Which switches are drawn: budget or equal-steps.")
-    switches: int = Field(3, ge=1, description="Most level switches of an offspring.")
+    mutation: MutationRule = Field(
+        MutationRule.budget, description="Switches: any within the budget, or of equal cost steps."
+    )
+    switches: int = Field(3, ge=1, le=MOST, description="Most level switches of an offspring.")
     seed: int = Field(0, ge=0, description="Seed of every draw.")
     judge_data: str | None = Field(None, description="Held-out text. Default: the judging share of --data.")
     judge_tokens: int = Field(65536, ge=64, description="Most tokens of held-out text.")
@@ -209,7 +236,7 @@ class SearchSettings(ModelSettings, TextSettings, WorkSettings):
         given = [name for name in ("target_bits", "target_bpw", "target_size") if getattr(self, name) is not None]
         if len(given) != 1:
             named = " and ".join(flag(name) for name in given) or "none"
-            raise ValueError(f"one budget is needed, {named} given: --target-bits, --target-bpw or --target-size")
+            raise ValueError(f"one budget is needed, {named} given; give --target-bits, --target-bpw or --target-size")
         return self
 
 
@@ -221,8 +248,8 @@ class EvalSettings(ModelSettings, TextSettings, WorkSettings):
         None, description="A file of `layer: level` lines, a best.json, or a run folder. Default: the base model."
     )
     eval_tokens: int | None = Field(None, ge=64, description="Most tokens to judge on. Default: all.")
-    role: str = Field(
-        "all", pattern="^(all|judge|search|hessian)$", description="Which documents: all, or one share of the split."
+    role: Literal["all", "judge", "search", "hessian"] = Field(
+        "all", description="Which documents: all, or one share of the split."
     )
     seed: int = Field(0, ge=0, description="Orders the documents.")
 
@@ -230,9 +257,7 @@ class EvalSettings(ModelSettings, TextSettings, WorkSettings):
 class ExportSettings(Settings):
     """`evoray export`: a checkpoint of a configuration."""
 
-    format: str = Field(
-        "hf", pattern="^hf$", description="hf: dequantized weights that transformers loads as they are."
-    )
+    format: Literal["hf"] = Field("hf", description="hf: dequantized weights that transformers loads as they are.")
     model: str | None = Field(None, description="Model. Default: the one of the run or store.")
     revision: str | None = Field(None, description="Branch, tag or commit of the model on the hub.")
     trust_remote_code: bool = Field(False, description="Let the checkpoint's own Python run.")
@@ -244,7 +269,7 @@ class ExportSettings(Settings):
 
 PRESETS: dict[Preset, dict[str, Any]] = {
     # The paper's section 4 and appendix: untied layers, budget in bits, switches between layers of equal size,
-    # sequences as long as the model reads up to 8192.
+    # sequences as long as the model reads up to 8192 (`run/plan.py`).
     Preset.evopress: {
         "tie": "none",
         "mutation": "equal-steps",
@@ -255,7 +280,6 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "search_tokens": 524288,
         "initial_candidates": 32,
         "switches": 3,
-        "sequence_length": 8192,
     }
 }
 
@@ -278,27 +302,40 @@ def load_settings(kind: type[_S], given: Mapping[str, Any], file: str | Path | N
     Raises:
         UserError: an unknown key, a missing or wrong value; one line for all of them.
     """
-    merged = read_yaml(file) if file is not None else {}
-    merged |= {key: value for key, value in given.items() if value is not None}
+    named = {key: value for key, value in given.items() if value is not None}
+    merged = (read_yaml(file) if file is not None else {}) | named
     preset = merged.get("preset")
-    if preset is not None and "preset" in kind.model_fields and preset in list(Preset):
+    if "preset" in kind.model_fields and preset in list(Preset):
         merged = PRESETS[Preset(preset)] | merged
     try:
         return kind(**merged)
     except ValidationError as error:
-        raise UserError("; ".join(_line(kind, entry, file) for entry in error.errors(include_url=False))) from None
+        lines = (_line(kind, entry, named, file) for entry in error.errors(include_url=False))
+        raise UserError("; ".join(dict.fromkeys(lines))) from None
 
 
-def _line(kind: type[Settings], entry: Any, file: str | Path | None) -> str:
+def _line(kind: type[Settings], entry: Any, named: Mapping[str, Any], file: str | Path | None) -> str:
     name = str(entry["loc"][0]) if entry["loc"] else ""
+    where = f" in {file}" if file is not None and name and name not in named else ""
     if entry["type"] == "extra_forbidden":
-        known = ", ".join(sorted(kind.model_fields))
-        return f"unknown key {name!r}{f' in {file}' if file else ''}; known are {known}"
+        near = difflib.get_close_matches(name, kind.model_fields, n=1)
+        remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(kind.model_fields))}"
+        return f"unknown key {name!r}{where}; {remedy}"
     if entry["type"] == "missing":
         return f"{flag(name)} is missing"
-    message = entry["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:] if message else message
-    return f"{flag(name)} {entry['input']!r}: {message}" if name else message
+    message = entry["msg"].removeprefix("Value error, ").removeprefix("Input ").partition(", unable to parse")[0]
+    message = message.replace("a valid tuple", "a list, like 16,4,1")
+    return f"{flag(name)} {entry['input']!r}{where}: {message[:1].lower()}{message[1:]}" if name else message
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a mapping that names a key twice, where YAML would keep the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [str(self.construct_object(key, deep=True)).replace("-", "_") for key, _ in node.value]
+        if len(twice := [key for key in keys if keys.count(key) > 1]):
+            raise yaml.YAMLError(f"{twice[0]} is named twice; keep one of the lines")
+        return super().construct_mapping(node, deep)
 
 
 def read_yaml(file: str | Path) -> dict[str, Any]:
@@ -308,11 +345,16 @@ def read_yaml(file: str | Path) -> dict[str, Any]:
         UserError: missing, unreadable, or no mapping.
     """
     try:
-        found: Any = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        # A loader of its own, but one that constructs nothing beyond plain values.
+        found: Any = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=_StrictLoader)
     except FileNotFoundError:
-        raise UserError(f"no settings file at {file}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"settings file {file} can't be read: {' '.join(str(error).split())}") from None
+        raise UserError(f"no settings file at {file}; give a YAML file of `key: value` lines") from None
+    except UnicodeDecodeError:
+        raise UserError(f"settings file {file} is no text; give a YAML file of `key: value` lines") from None
+    except OSError as error:
+        raise UserError(f"settings file {file} can't be read: {error.strerror}; give another") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"settings file {file} is no YAML that can be read: {' '.join(str(error).split())}") from None
     if found is None:
         return {}
     if not isinstance(found, dict):

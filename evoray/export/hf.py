@@ -3,6 +3,7 @@
 Holds: `export_hf`.
 """
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -29,8 +30,9 @@ def export_hf(
 ) -> Path:
     """Writes a checkpoint that `AutoModelForCausalLM.from_pretrained` loads as it is.
 
-    Weights are what the store's codes dequantize to, in the checkpoint's own dtype: the very values that the search
-    measured. So it takes the room of the base model; it is for judging and for engines that quantize by themselves.
+    Weights are exactly what the store's codes dequantize to: the very values that the search measured. So it takes the
+    room of the base model, or more where scales have more digits than the checkpoint's dtype; it is for judging and for
+    engines that quantize by themselves.
 
     Args:
         model: the base model.
@@ -64,7 +66,12 @@ def export_hf(
         _write(stage, facts, variants, configuration, model, revision, trust_remote_code, allow_partial)
         if target.exists():
             target.rmdir()
-        stage.chmod(0o755)
+        # Temporary folders and safetensors files come closed to others; a checkpoint is as open as any new file.
+        mask = os.umask(0)
+        os.umask(mask)
+        stage.chmod(0o777 & ~mask)
+        for file in stage.rglob("*"):
+            file.chmod((0o777 if file.is_dir() else 0o666) & ~mask)
         stage.rename(target)
     except OSError as error:
         raise EvorayError(f"--out {out} can't be written: {error.strerror}") from None
@@ -83,7 +90,10 @@ def _write(
     trust_remote_code: bool,
     allow_partial: bool,
 ) -> None:
-    loaded = load_model(model, revision=revision, dtype=facts.dtype, device="cpu", trust_remote_code=trust_remote_code)
+    # A dtype that holds base weights and dequantized ones without rounding either.
+    stored = (getattr(torch, name) for name in (facts.dtype, variants.manifest.scale_dtype))
+    exact = str(torch.promote_types(*stored)).removeprefix("torch.")
+    loaded = load_model(model, revision=revision, dtype=exact, device="cpu", trust_remote_code=trust_remote_code)
     adapter = ModelAdapter(loaded, allow_partial=allow_partial)
     for layer, level in configuration.items():
         if level == BASE:

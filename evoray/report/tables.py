@@ -6,7 +6,7 @@ Holds: `comparison`, `inspect`, `evaluation_table`, `human_bytes`.
 import json
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -14,11 +14,17 @@ from rich.text import Text
 
 from evoray.errors import UserError
 from evoray.run.directory import BEST, IDENTITY
-from evoray.run.evaluate import Evaluation, configuration_of
 from evoray.run.journal import Journal
+from evoray.run.named import configuration_of
 from evoray.space import configuration_costs
 from evoray.store import Location, Manifest, VariantStore
 from evoray.store.manifest import BUILDING, MANIFEST
+
+if TYPE_CHECKING:
+    from evoray.run.evaluate import Evaluation
+
+BLOCKS_BESIDE = 16
+"""Blocks in one table of levels: such a table fits a terminal of 80 columns."""
 
 
 def human_bytes(count: int) -> str:
@@ -53,7 +59,7 @@ def comparison(candidates: Mapping[str, Mapping[str, Any]], tokens: int) -> Tabl
     return table
 
 
-def evaluation_table(evaluation: Evaluation) -> Table:
+def evaluation_table(evaluation: "Evaluation") -> Table:
     """What eval found."""
     table = Table(
         title=f"judged on {evaluation.tokens:,} tokens of {evaluation.documents:,} documents", title_justify="left"
@@ -99,7 +105,8 @@ def inspect(place: str, store: str | None = None) -> tuple[RenderableType, dict[
 def _facts(rows: Mapping[str, Any]) -> Table:
     table = Table(show_header=False, box=None)
     for name, value in rows.items():
-        table.add_row(name, str(value))
+        shown = f"{value:,}" if isinstance(value, int) else str(value)
+        table.add_row(name.replace("_", " "), shown)
     return table
 
 
@@ -114,7 +121,7 @@ def _store(manifest: Manifest, place: str) -> tuple[RenderableType, dict[str, An
         "levels": ", ".join(manifest.levels),
         "layers": f"{len(manifest.layers)} in {blocks} blocks, {weights:,} weights",
         "scales": manifest.scale_dtype,
-        "cost format": manifest.cost_format,
+        "cost_format": manifest.cost_format,
         "digest": manifest.digest[:12],
     }
     table = Table(title="the whole model at one level", title_justify="left")
@@ -127,36 +134,50 @@ def _store(manifest: Manifest, place: str) -> tuple[RenderableType, dict[str, An
         costs = configuration_costs(manifest, {layer.name: level for layer in manifest.layers})
         levels[level] = {"bits": costs.bits, "bpw": costs.bpw, "size": costs.size}
         table.add_row(level, f"{costs.bits:.4f}", f"{costs.bpw:.4f}", human_bytes(costs.size))
-    return Group(_facts(facts), table), {**facts, "whole": levels}
+    found = manifest.model_dump(mode="json", exclude={"layers", "files", "documents"})
+    found |= {"store": place, "digest": manifest.digest, "layers": len(manifest.layers), "blocks": blocks}
+    return Group(_facts(facts), table), {**found, "weights": weights, "whole": levels}
 
 
 def _run(location: Location) -> tuple[RenderableType, dict[str, Any]]:
     journal = Journal(location)
-    best = json.loads((location / BEST).read_bytes()) if (location / BEST).exists() else None
+    best = _best(location)
     rows = journal.rows
     facts: dict[str, Any] = {
         "run": str(location),
         "generations": rows[-1].generation if rows else 0,
-        "candidate tokens": f"{journal.tokens:,}",
-        "seconds": f"{journal.seconds:.1f}",
+        "candidate_tokens": journal.tokens,
+        "seconds": round(journal.seconds, 1),
         "accepted": sum(row.accepted for row in rows),
-        "workers lost": sum(row.lost_workers for row in rows),
+        "workers_lost": sum(row.lost_workers for row in rows),
     }
     parts: list[RenderableType] = [_facts(facts)]
     aside = sorted({name for row in rows for name in row.set_aside})
     if aside:
         parts.append(Text(f"set aside because they kill workers: {'; '.join(aside)}"))
     if best is None:
-        parts.append(Text("no generation is finished yet"))
+        missing = f"{BEST} is missing: run the same search again, which writes it"
+        parts.append(Text(missing if rows else "no generation is finished yet"))
     elif "held_out" in best:
         parts.append(comparison(best["held_out"]["candidates"], best["held_out"]["tokens"]))
     else:
-        parts.append(
-            Text(f"fitness {best['fitness']['nats_per_token']:.6f}, not judged yet: run the search to its end")
-        )
+        parts.append(Text(f"fitness {best['fitness']['nats_per_token']}, not judged yet: run the search to its end"))
     if best is not None:
         parts.append(_levels(best["configuration"]))
     return Group(*parts), {**facts, "best": best}
+
+
+def _best(location: Location) -> dict[str, Any] | None:
+    """What best.json holds; None before the first generation is finished."""
+    if not (location / BEST).exists():
+        return None
+    try:
+        best: dict[str, Any] = json.loads((location / BEST).read_bytes())
+        if not best["configuration"].keys() or "nats_per_token" not in best["fitness"]:
+            raise KeyError
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(f"{location / BEST} is damaged; run the same `evoray search` again, which writes it") from None
+    return best
 
 
 def _configuration(place: str, store: str | None) -> tuple[RenderableType, dict[str, Any]]:
@@ -172,19 +193,24 @@ def _configuration(place: str, store: str | None) -> tuple[RenderableType, dict[
     return Group(*parts), found
 
 
-def _levels(configuration: Mapping[str, str]) -> Table:
-    """Kinds of layers as rows, blocks as columns of one character class: the allocation at a glance."""
+def _levels(configuration: Mapping[str, str]) -> RenderableType:
+    """Kinds of layers as rows, blocks as columns: the allocation at a glance."""
     grid: dict[str, dict[int, str]] = {}
     for layer, level in configuration.items():
         parts = layer.split(".")
-        block = next((int(part) for part in parts if part.isdigit()), 0)
-        kind = ".".join(part for part in parts[parts.index(str(block)) + 1 :]) if str(block) in parts else layer
+        block = next((int(part) for part in parts if part.isdecimal()), 0)
+        kind = ".".join(parts[parts.index(str(block)) + 1 :]) if str(block) in parts else layer
         grid.setdefault(kind, {})[block] = level
     blocks = sorted({block for row in grid.values() for block in row})
-    table = Table(title="levels by block", title_justify="left", box=None, pad_edge=False)
-    table.add_column("block")
-    for block in blocks:
-        table.add_column(str(block), justify="right")
-    for kind, row in grid.items():
-        table.add_row(kind, *[row.get(block, "") for block in blocks])
-    return table
+    tables = []
+    for first in range(0, len(blocks), BLOCKS_BESIDE):
+        shown = blocks[first : first + BLOCKS_BESIDE]
+        table = Table(title=None if first else "levels by block", title_justify="left", box=None, pad_edge=False)
+        table.add_column("block", no_wrap=True)
+        for block in shown:
+            table.add_column(str(block), justify="right", no_wrap=True)
+        for kind, row in grid.items():
+            if any(block in row for block in shown):
+                table.add_row(kind, *[row.get(block, "") for block in shown])
+        tables.append(table)
+    return Group(*tables)

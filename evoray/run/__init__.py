@@ -6,6 +6,7 @@
 `journal.py`: `Journal`: what was measured and decided, a generation at a time; resuming reads it.
 `teacher.py`: `TaughtText`, `teach_text`: a text with the teacher's part of it, kept under the run.
 `judge.py`: `judge`: held-out losses of configurations.
-`build.py`, `evaluate.py`: the verbs build and eval.
+`build.py`, `evaluate.py`, `export.py`: the verbs build, eval and export.
+`named.py`: `configuration_of`: which configuration a path names.
 `progress.py`: what a person sees meanwhile.
 """

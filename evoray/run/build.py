@@ -4,17 +4,19 @@ Holds: `run_build`, `BuildPlan`, `plan_build`.
 """
 
 import os
+import tempfile
 from dataclasses import dataclass
 
 import torch
 
 from evoray.compress import HessianInputs, Method, Recipe, Scales, build, check_group_size, parse_levels, store_header
+from evoray.errors import UserError
 from evoray.formats.costs import CostFormat
 from evoray.model import Facts, ModelAdapter, checkpoint_facts, load_model, load_tokenizer, pick_device
 from evoray.run.plan import block_length
 from evoray.run.progress import Progress
 from evoray.settings import BuildSettings
-from evoray.store import Manifest, StoreHeader, StoreWriter
+from evoray.store import Location, Manifest, StoreHeader, StoreWriter
 from evoray.tokens import BosPolicy, Role, TokenText, read_text, resolve_bos
 
 USUAL_SEQUENCE = 2048
@@ -91,6 +93,19 @@ def _hessian_text(settings: BuildSettings, facts: Facts) -> TokenText:
     )
 
 
+def _check_writable(place: str) -> None:
+    """Sees that a local folder can be written, which else shows only after the first block's Hessians."""
+    path = Location.parse(place).local_path
+    if path is None:
+        return
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(f"--store {place} can't be written: {error.strerror}; give another folder") from None
+
+
 def run_build(settings: BuildSettings, progress: Progress | None = None) -> Manifest:
     """Makes the variants, or goes on where an interrupted build stopped.
 
@@ -104,6 +119,7 @@ def run_build(settings: BuildSettings, progress: Progress | None = None) -> Mani
     """
     progress = progress or Progress()
     plan = plan_build(settings)
+    _check_writable(settings.store)
     writer = StoreWriter(settings.store, plan.header)
     torch.set_num_threads(settings.threads or os.cpu_count() or 1)
     model = load_model(

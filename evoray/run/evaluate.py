@@ -1,6 +1,6 @@
 """The verb eval: how a configuration, or the base model, does on a text.
 
-Holds: `evaluate`, `Evaluation`, `configuration_of`.
+Holds: `evaluate`, `Evaluation`.
 """
 
 from dataclasses import asdict, dataclass
@@ -9,16 +9,21 @@ from typing import Any
 import numpy as np
 
 from evoray.cluster import open_pool
-from evoray.configuration import Configuration, parse_configuration
+from evoray.configuration import Configuration
 from evoray.errors import UserError
 from evoray.model import checkpoint_facts, load_tokenizer
-from evoray.run.directory import BEST
 from evoray.run.judge import judge
-from evoray.run.plan import USUAL_SEQUENCE, block_length, worker_memory, worker_spec
+from evoray.run.named import configuration_of
+from evoray.run.plan import (
+    USUAL_SEQUENCE,
+    block_length,
+    quantized_store,
+    worker_memory,
+    worker_spec,
+)
 from evoray.run.progress import Progress
 from evoray.settings import EvalSettings
 from evoray.space import Costs, configuration_costs, judging_rows
-from evoray.store import Location, VariantStore
 from evoray.tokens import BosPolicy, Role, read_text, resolve_bos
 
 
@@ -47,29 +52,6 @@ class Evaluation:
         return asdict(self)
 
 
-def configuration_of(place: str) -> Configuration:
-    """The configuration in a file of `layer: level` lines, a best.json, or a run directory.
-
-    Raises:
-        UserError: there is none.
-    """
-    location = Location.parse(place)
-    if (location / BEST).exists():
-        location = location / BEST
-    elif location.local_path is not None and location.local_path.is_dir():
-        raise UserError(
-            f"{place} has no {BEST}; give a run directory with a finished generation, or a configuration file"
-        )
-    try:
-        return parse_configuration(location.read_bytes().decode("utf-8"), str(location))
-    except FileNotFoundError:
-        raise UserError(
-            f"no configuration at {place}; give a file of `layer: level` lines or a run directory"
-        ) from None
-    except UnicodeDecodeError:
-        raise UserError(f"the configuration {place} is no text; give a file of `layer: level` lines") from None
-
-
 def evaluate(settings: EvalSettings, progress: Progress | None = None) -> Evaluation:
     """Judges a configuration, or the base model, on any text.
 
@@ -89,7 +71,7 @@ def evaluate(settings: EvalSettings, progress: Progress | None = None) -> Evalua
             raise UserError("--configuration needs the variants it names: give --store")
         configuration = configuration_of(settings.configuration)
     if settings.store is not None:
-        manifest = VariantStore.open(settings.store).manifest
+        manifest = quantized_store(settings.store).manifest
     rows_NL = np.zeros((1, 0), dtype=np.int8)
     if manifest is not None:
         rows_NL = np.stack([judging_rows(manifest, {}), judging_rows(manifest, configuration or {})])
@@ -116,6 +98,7 @@ def evaluate(settings: EvalSettings, progress: Progress | None = None) -> Evalua
         allow_mixed=settings.allow_mixed,
         wait=settings.wait,
         memory=worker_memory(settings, facts, manifest),
+        note=progress.note,
     ) as pool:
         for note in pool.notes:
             progress.note(f"note: {note}")

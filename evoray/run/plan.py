@@ -1,6 +1,6 @@
 """Everything a search needs, found and checked before a worker starts.
 
-Holds: `SearchPlan`, `plan_search`, `worker_spec`, `worker_memory`, `block_length`.
+Holds: `SearchPlan`, `plan_search`, `quantized_store`, `block_length`, `worker_spec`, `worker_memory`.
 """
 
 from collections.abc import Callable
@@ -8,19 +8,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from evoray.cluster import WorkerSpec
-from evoray.configuration import read_configuration
 from evoray.errors import UserError
 from evoray.evolve import LevelSwitch, OnePlusLambda, Rung, rungs
 from evoray.fitness import Fitness
 from evoray.model import Facts, checkpoint_facts, load_tokenizer
-from evoray.settings import EvalSettings, MutationRule, SearchSettings
-from evoray.sizes import parse_size
+from evoray.run.named import configuration_of
+from evoray.settings import EvalSettings, MutationRule, Preset, SearchSettings
 from evoray.space import Budget, Genotype, Measure, Space, Tie, quantization_space
 from evoray.store import Manifest, VariantStore
 from evoray.tokens import BosPolicy, Role, TokenText, read_text, resolve_bos
 
 USUAL_SEQUENCE = 512
 """Default length of blocks in tokens. Many short blocks of different documents tell more than few long ones."""
+
+PAPER_SEQUENCE = 8192
+"""The same for `--preset evopress`."""
 
 MIB = 1 << 20
 
@@ -124,12 +126,12 @@ def plan_search(settings: SearchSettings, stage: Callable[[str], None] = lambda 
         UserError: anything that can't work, before a worker starts or a weight is read.
     """
     steps = rungs(settings.survivors, settings.tokens)
-    store = VariantStore.open(settings.store)
-    manifest = store.manifest
-    if manifest.kind != "quantization":
+    if settings.survivors[0] > settings.offspring:
         raise UserError(
-            f"store {settings.store} holds variants of kind {manifest.kind!r}; a budget in bits needs quantization"
+            f"--survivors {settings.survivors[0]}: more than the {settings.offspring} offspring of a generation; "
+            "lower it, or raise --offspring"
         )
+    manifest = quantized_store(settings.store).manifest
     space = quantization_space(manifest, _budget(settings), Tie(settings.tie), settings.levels)
     start = _start(settings, space)
     stage("reading the model's facts")
@@ -137,7 +139,8 @@ def plan_search(settings: SearchSettings, stage: Callable[[str], None] = lambda 
         settings.model, settings.revision, settings.trust_remote_code, allow_partial=settings.allow_partial
     )
     manifest.check_made_from(settings.model, facts.weights_digest)
-    length = block_length(settings.sequence_length, facts, USUAL_SEQUENCE)
+    usual = PAPER_SEQUENCE if settings.preset is Preset.evopress else USUAL_SEQUENCE
+    length = block_length(settings.sequence_length, facts, usual)
     tokenizer = load_tokenizer(settings.model, settings.revision, settings.trust_remote_code)
     bos = resolve_bos(BosPolicy(settings.bos), tokenizer)
     settings = settings.model_copy(update={"sequence_length": length, "bos": bos.value})
@@ -190,13 +193,13 @@ def _budget(settings: SearchSettings) -> Budget:
     if settings.target_bpw is not None:
         return Budget(Measure.BPW, settings.target_bpw)
     assert settings.target_size is not None
-    return Budget(Measure.SIZE, parse_size(settings.target_size))
+    return Budget(Measure.SIZE, settings.target_size)
 
 
 def _start(settings: SearchSettings, space: Space) -> Genotype | None:
     if settings.init is None:
         return None
-    genotype = space.genotype(read_configuration(settings.init))
+    genotype = space.genotype(configuration_of(settings.init))
     if not space.is_legal(genotype):
         costs = space.summary(genotype)
         raise UserError(
@@ -206,10 +209,30 @@ def _start(settings: SearchSettings, space: Space) -> Genotype | None:
     return genotype
 
 
+def quantized_store(place: str) -> VariantStore:
+    """A store whose levels are bitwidths.
+
+    Raises:
+        UserError: there is none, or it is of another kind.
+    """
+    store = VariantStore.open(place)
+    if store.manifest.kind != "quantization":
+        raise UserError(f"store {place} holds variants of kind {store.manifest.kind!r}; give one of kind quantization")
+    return store
+
+
 def block_length(asked: int | None, facts: Facts, usual: int) -> int:
-    """Tokens of a block: as asked or as usual, never more than the model reads."""
-    length = usual if asked is None else asked
-    return min(length, facts.max_position) if facts.max_position else length
+    """Tokens of a block: as asked; else as usual, or what the model reads where that is less.
+
+    Raises:
+        UserError: more is asked for than the model reads.
+    """
+    most = facts.max_position
+    if asked is None:
+        return min(usual, most) if most else usual
+    if most and asked > most:
+        raise UserError(f"--sequence-length {asked}: the model reads at most {most} tokens; lower it, or leave it out")
+    return asked
 
 
 def worker_spec(settings: SearchSettings | EvalSettings, facts: Facts, store: str | None) -> WorkerSpec:

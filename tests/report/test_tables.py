@@ -1,0 +1,124 @@
+"""What people and programs are shown of stores, runs and configurations."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console, RenderableType
+from searches import Material
+
+from evoray.errors import UserError
+from evoray.report.tables import human_bytes, inspect
+from evoray.run.search import search
+from evoray.space import configuration_costs
+from evoray.store import VariantStore
+
+
+def text(shown: RenderableType, width: int = 80) -> list[str]:
+    out = io.StringIO()
+    Console(file=out, width=width).print(shown)
+    return [line.rstrip() for line in out.getvalue().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def run(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("tables") / "run"
+    search(material.settings(place, generations=2))
+    return place
+
+
+def test_human_bytes() -> None:
+    assert [human_bytes(count) for count in (0, 999, 1000, 1_500_000, 3_212_749_000_000)] == [
+        "0 B", "999 B", "1.00 kB", "1.50 MB", "3.21 TB",
+    ]  # fmt: skip
+
+
+def test_a_store(material: Material) -> None:
+    shown, found = inspect(material.store)
+    manifest = VariantStore.open(material.store).manifest
+    assert json.loads(json.dumps(found))["levels"] == ["2", "3", "4"]
+    assert (found["layers"], found["digest"]) == (len(manifest.layers), manifest.digest)
+    costs = configuration_costs(manifest, {layer.name: "3" for layer in manifest.layers})
+    assert found["whole"]["3"] == {"bits": 3.0, "bpw": costs.bpw, "size": costs.size}
+    assert any(f"{costs.bpw:.4f}" in line and human_bytes(costs.size) in line for line in text(shown))
+
+
+def test_a_run(run: Path) -> None:
+    shown, found = inspect(str(run))
+    best = json.loads((run / "best.json").read_text())
+    assert (found["generations"], found["best"]) == (2, best)
+    assert found["candidate_tokens"] == best["candidate_tokens"]
+    lines = text(shown, width=120)
+    assert any(f"{best['held_out']['candidates']['found']['kl']:.5f}" in line for line in lines)
+    assert any(line.startswith("mlp.up_proj ") for line in lines)
+
+
+def damaged(run: Path, folder: Path, best: str | None) -> str:
+    shutil.copytree(run, folder)
+    (folder / "best.json").unlink()
+    if best is not None:
+        (folder / "best.json").write_text(best)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "best", ["{nope", "[]", "3", "{}", '{"configuration": {}, "fitness": {}}', '{"configuration": 3}']
+)
+def test_a_run_whose_result_is_damaged(run: Path, tmp_path: Path, best: str) -> None:
+    with pytest.raises(UserError, match=r"best\.json is damaged; run the same `evoray search` again"):
+        inspect(damaged(run, tmp_path / "run", best))
+
+
+def test_a_run_without_its_result(run: Path, tmp_path: Path) -> None:
+    shown, found = inspect(damaged(run, tmp_path / "run", None))
+    assert found["best"] is None
+    assert text(shown)[-1].startswith("best.json is missing")
+
+
+def test_a_configuration_and_its_price(material: Material, tmp_path: Path) -> None:
+    manifest = VariantStore.open(material.store).manifest
+    configuration = {layer.name: "2" for layer in manifest.layers[1:]}
+    (tmp_path / "c.txt").write_text("".join(f"{layer}: {level}\n" for layer, level in configuration.items()))
+    _, found = inspect(str(tmp_path / "c.txt"), material.store)
+    costs = configuration_costs(manifest, configuration)
+    assert found == {
+        "layers": len(configuration), "levels": {"2": len(configuration)},
+        "bits": costs.bits, "bpw": costs.bpw, "size": costs.size,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("form", "kind"),
+    [
+        ("model.layers.{}.self_attn.q_proj", "self_attn.q_proj"),
+        ("transformer.h.{}.attn.c_attn", "attn.c_attn"),
+        ("gpt_neox.layers.{}.mlp.experts.7.up", "mlp.experts.7.up"),
+    ],
+)
+def test_levels_by_block(tmp_path: Path, form: str, kind: str) -> None:
+    levels: dict[str, Any] = {form.format(block): "2345"[block % 4] for block in range(3)}
+    (tmp_path / "c.txt").write_text("".join(f"{layer}: {level}\n" for layer, level in levels.items()))
+    lines = text(inspect(str(tmp_path / "c.txt"))[0])
+    assert [line.split() for line in lines] == [
+        ["levels", "by", "block"],
+        ["block", "0", "1", "2"],
+        [kind, "2", "3", "4"],
+    ]
+
+
+def test_levels_of_many_blocks_fit_a_terminal(tmp_path: Path) -> None:
+    (tmp_path / "c.txt").write_text("".join(f"model.layers.{block}.self_attn.q_proj: 3\n" for block in range(80)))
+    lines = text(inspect(str(tmp_path / "c.txt"))[0])
+    heads = [line.split()[1:] for line in lines if line.startswith("block")]
+    assert [int(block) for head in heads for block in head] == list(range(80))
+    assert all("…" not in line and len(line) <= 80 for line in lines)
+
+
+def test_what_is_none_of_these(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is neither a store"):
+        inspect(str(tmp_path))
+    with pytest.raises(UserError, match="no configuration at"):
+        inspect(str(tmp_path / "nope"))

@@ -1,0 +1,138 @@
+"""Settings: what is refused and how it is said, and who wins over whom."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evoray.errors import UserError
+from evoray.settings import BuildSettings, EvalSettings, SearchSettings, load_settings, read_yaml
+
+NEEDED = {"model": "m", "store": "s", "data": "d", "run": "r", "target_bits": 3}
+
+
+def search(file: Path | None = None, **given: Any) -> SearchSettings:
+    return load_settings(SearchSettings, NEEDED | given, file)
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "settings.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("value", ["8,2,1", "8 2 1", "8, 2, 1", [8, 2, 1], (8, 2, 1)])
+def test_lists_are_written_in_several_ways(value: object) -> None:
+    assert search(survivors=value).survivors == (8, 2, 1)
+
+
+def test_levels_are_words_however_they_are_written() -> None:
+    assert search(levels="2, 3").levels == search(levels=[2, "3"]).levels == ("2", "3")
+    assert search(levels=3).levels == ("3",)
+
+
+def test_sizes_are_read_from_text_and_numbers() -> None:
+    assert search(variant_memory="1GiB").variant_memory == 1 << 30
+    sized = NEEDED | {"target_bits": None}
+    assert {
+        load_settings(SearchSettings, sized | {"target_size": size}).target_size for size in ("3.5GB", 3500000000)
+    } == {3500000000}
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path: Path) -> None:
+    file = written(tmp_path, "preset: evopress\noffspring: 64\nsearch-tokens: 1000\ngenerations: 7\n")
+    settings = search(file, generations=9)
+    assert (settings.tie, settings.offspring, settings.search_tokens, settings.generations) == ("none", 64, 1000, 9)
+    assert settings.survivors == (16, 4, 1)
+
+
+def test_dashes_and_underscores_are_the_same_key(tmp_path: Path) -> None:
+    assert read_yaml(written(tmp_path, "target-bits: 3\nsearch_tokens: 5\n")) == {"target_bits": 3, "search_tokens": 5}
+
+
+def test_python_may_give_paths(tmp_path: Path) -> None:
+    assert search(store=tmp_path).store == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"target_bits": "nan"}, "--target-bits 'nan': should be a finite number"),
+        ({"target_bits": float("inf")}, "should be a finite number"),
+        ({"target_bits": -3}, "--target-bits -3: should be greater than 0"),
+        ({"target_bits": "three"}, "--target-bits 'three': should be a valid number"),
+        ({"target_bpw": 3}, "--target-bits and --target-bpw given; give"),
+        ({"target_size": "big", "target_bits": None}, "--target-size 'big': not a size; write bytes"),
+        ({"generations": -1}, "--generations -1: should be greater than or equal to 0"),
+        ({"generations": 1.5}, "--generations 1.5"),
+        ({"generations": 10**30}, "--generations"),
+        ({"offspring": True}, "--offspring True: this is no switch; give a value"),
+        ({"survivors": "8,x,1"}, "--survivors 'x': should be a valid integer"),
+        ({"survivors": {"a": 1}}, "--survivors {'a': 1}: should be a list, like 16,4,1"),
+        ({"levels": {"2": 3}}, "--levels {'2': 3}: should be a list"),
+        ({"workers": -1}, "--workers -1"),
+        ({"tie": "loose"}, "--tie 'loose': should be 'fused' or 'none'"),
+        ({"preset": "evopres"}, "--preset 'evopres': should be 'evopress'"),
+        ({"dtype": "int8"}, "--dtype 'int8': should be 'auto', 'float32', 'float16' or 'bfloat16'"),
+        ({"max_hours": "nan"}, "--max-hours 'nan'"),
+        ({"sequence_length": 3}, "--sequence-length 3"),
+        ({"model": 3}, "--model 3: should be a valid string"),
+        ({"run": " "}, "--run ' ': it is empty; give a value"),
+        ({"target_bitz": 3}, "unknown key 'target_bitz'; did you mean target_bits?"),
+        ({"xyzzy": 3}, "unknown key 'xyzzy'; known are address, "),
+    ],
+)
+def test_mistakes_name_the_value_and_the_limit(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        search(**given)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_all_mistakes_stand_in_one_line() -> None:
+    with pytest.raises(UserError, match=r"^--store is missing; --generations -1: .*; --seed -1: "):
+        load_settings(SearchSettings, NEEDED | {"store": None, "generations": -1, "seed": -1})
+
+
+def test_no_budget() -> None:
+    with pytest.raises(UserError, match=r"^one budget is needed, none given; give --target-bits"):
+        load_settings(SearchSettings, {**NEEDED, "target_bits": None})
+
+
+def test_gptq_needs_text() -> None:
+    with pytest.raises(UserError, match="method gptq needs Hessian text: give --data, or use --method rtn"):
+        load_settings(BuildSettings, {"model": "m", "store": "s"})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("- a\n", "must hold `key: value` lines, it holds a list"),
+        ("hello\n", "it holds a str"),
+        ("seed: 1\nseed: 2\n", "seed is named twice"),
+        ("eval-tokens: 100\neval_tokens: 200\n", "eval_tokens is named twice"),
+        ("a: [1\n", "is no YAML that can be read"),
+        ("a:\n\t- b\n", "is no YAML that can be read"),
+        ("seed: 1\n---\nseed: 2\n", "is no YAML that can be read"),
+        ("a: !!python/object/apply:os.getcwd []\n", "is no YAML that can be read"),
+        ("model: m\ndata: d\nnested:\n  seed: 1\n", "unknown key 'nested' in "),
+        ("model: m\ndata: d\nseed: many\n", "settings.yaml: should be a valid integer"),
+        ("model: m\ndata: d\nworkers: true\n", "this is no switch"),
+        ("", "--data is missing; --model is missing"),
+    ],
+)
+def test_settings_files_that_do_not_fit(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_settings(EvalSettings, {}, written(tmp_path, text))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_files_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no settings file at"):
+        read_yaml(tmp_path / "nope.yaml")
+    with pytest.raises(UserError, match="can't be read: Is a directory"):
+        read_yaml(tmp_path)
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00\x9f")
+    with pytest.raises(UserError, match="is no text"):
+        read_yaml(tmp_path / "binary")
