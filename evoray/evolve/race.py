@@ -104,7 +104,7 @@ def rungs(survivors: Sequence[int], tokens: Sequence[int]) -> tuple[Rung, ...]:
     """Pairs survivors with tokens, as settings give them: `rungs([16, 4, 1], [2048, 16384, 131072])`.
 
     Raises:
-        UserError: lists of unequal length or empty, survivors that don't fall to 1, tokens below 1.
+        UserError: lists of unequal length or empty, survivors that don't fall to 1, tokens below 1 or falling.
     """
     named = f"survivors {_listed(survivors)} and tokens {_listed(tokens)}"
     if len(survivors) != len(tokens) or not survivors:
@@ -113,6 +113,8 @@ def rungs(survivors: Sequence[int], tokens: Sequence[int]) -> tuple[Rung, ...]:
         raise UserError(f"{named}: survivors must fall from rung to rung and end with 1, like 16 4 1")
     if min(tokens) < 1:
         raise UserError(f"{named}: every rung needs at least 1 token")
+    if any(left > right for left, right in pairwise(tokens)):
+        raise UserError(f"{named}: tokens must not fall from rung to rung; fewer candidates deserve more of them")
     return tuple(Rung(left, count) for left, count in zip(survivors, tokens, strict=True))
 
 

@@ -141,13 +141,19 @@ def read_header(path: Path) -> SafetensorsHeader:
                 raise ValueError("no header")
             header = file.read(length)
         entries = json.loads(header)
+        # Offsets count from the end of the header; a download that broke off is shorter than they say.
+        end = max((int(entry["data_offsets"][1]) for key, entry in entries.items() if key != "__metadata__"), default=0)
+        if 8 + length + end > path.stat().st_size:
+            raise ValueError("cut off")
         tensors = {
             name: (str(entry["dtype"]), tuple(int(size) for size in entry["shape"]))
             for name, entry in entries.items()
             if name != "__metadata__"
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"weight file {path} is no readable safetensors file; download the checkpoint again") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+        raise UserError(
+            f"weight file {path} is no readable safetensors file, or cut off; download the checkpoint again"
+        ) from None
     return SafetensorsHeader(length_bytes + header, tensors)
 
 

@@ -84,6 +84,8 @@ def load_model(
         ) from None
     # Loaders raise their own kinds of exceptions (safetensors, pickle, remote code); all mean this checkpoint.
     except Exception as error:
+        if attn_implementation is not None and "attention" in str(error).lower():
+            raise refusal(model, error, f"it with attention {attn_implementation}", "--attn-implementation") from error
         raise refusal(model, error) from error
     loaded: PreTrainedModel
     loaded, info = answer
@@ -129,7 +131,7 @@ def load_tokenizer(model: str, revision: str | None = None, trust_remote_code: b
         with quiet_transformers():
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # tokenizers raise plain Exception for unreadable files
-        raise refusal(f"{model} (tokenizer)", error) from error
+        raise refusal(model, error, "its tokenizer", "that its tokenizer files are complete") from error
 
 
 def settle_numerics() -> None:
@@ -180,8 +182,17 @@ def pick_device(device: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-def refusal(model: str, error: Exception) -> UserError:
-    """What transformers said about a model it can't build or read, as one line of ours."""
+def refusal(
+    model: str, error: Exception, what: str = "it", check: str = "that it is a complete causal language model"
+) -> UserError:
+    """What transformers said about a model it can't build or read, as one line of ours.
+
+    Args:
+        model: As it was named.
+        error: What transformers raised.
+        what: It failed to load.
+        check: What the user may look at.
+    """
     if "trust_remote_code" in str(error):
         return UserError(f"model {model} brings its own code; give --trust-remote-code if you trust it")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -190,6 +201,4 @@ def refusal(model: str, error: Exception) -> UserError:
         reason = f"KeyError {reason}"
     if len(reason) > 240:
         reason = reason[:240].rstrip() + "..."
-    return UserError(
-        f"model {model}: transformers can't load it ({reason}); check that it is a complete causal language model"
-    )
+    return UserError(f"model {model}: transformers can't load {what} ({reason}); check {check}")

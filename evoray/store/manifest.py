@@ -142,8 +142,13 @@ class StoreHeader(_Frozen):
         return StoreHeader(**{key: getattr(self, key) for key in StoreHeader.model_fields})
 
     def differences(self, other: StoreHeader) -> dict[str, tuple[Any, Any]]:
-        """Key -> (this value, the other's value) of every header key that differs, `settings` key by key."""
+        """Key -> (this value, the other's value) of every header key that differs, `settings` key by key.
+
+        Where a model was found does not count when its weights are the same.
+        """
         here, there = _flat(self.header), _flat(other.header)
+        if here["weights_digest"] == there["weights_digest"]:
+            here |= {key: there[key] for key in ("model", "revision")}
         keys = [*here, *(key for key in there if key not in here)]
         return {key: (here.get(key), there.get(key)) for key in keys if here.get(key) != there.get(key)}
 

@@ -186,8 +186,9 @@ def read_text(
         if left == 0:
             break
     if not blocks:
+        named = "text" if role is Role.all else f"{role.value} text"
         raise UserError(
-            f"no {role.value} text in {source!r}: {total} documents, {chosen} of them for this role and not excluded, "
+            f"no {named} in {source!r}: {total} documents, {chosen} of them for this role and not excluded, "
             f"none of those with {least} tokens; cut it into more documents by --separator, or give other text"
         )
     return TokenText(tuple(blocks), tuple(digests), sequence_length)

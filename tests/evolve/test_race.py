@@ -188,3 +188,8 @@ def test_misuse_is_named():
 def test_rungs_that_make_no_race_are_refused(survivors, tokens, says):
     with pytest.raises(UserError, match=says):
         rungs(survivors, tokens)
+
+
+def test_rungs_whose_tokens_fall_are_refused():
+    with pytest.raises(UserError, match="300 200: tokens must not fall"):
+        rungs([4, 1], [300, 200])

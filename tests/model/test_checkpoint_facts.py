@@ -178,3 +178,11 @@ def test_unreadable_index_is_named(tmp_path: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": 3}))
     with pytest.raises(UserError, match=r"model.safetensors.index.json is unreadable"):
         checkpoint_facts(str(folder))
+
+
+def test_weights_that_were_cut_off_are_named(tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match="or cut off; download the checkpoint again"):
+        checkpoint_facts(str(tmp_path))

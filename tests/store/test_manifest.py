@@ -116,3 +116,8 @@ def test_nothing_can_be_changed():
         manifest().model = "n"
     with pytest.raises(UserError, match="layer 'c' is not in the store, which has 1 layers"):
         manifest().layer("c")
+
+
+def test_the_same_weights_under_another_name_are_no_difference():
+    assert manifest(model="elsewhere", revision="r").differences(manifest().header) == {}
+    assert "model" in manifest(model="elsewhere", weights_digest="v").differences(manifest().header)
