@@ -5,8 +5,7 @@ candidate, keeps the teacher's full logits on the host, and runs one document at
 same tokens go through that and through a pool of workers, interleaved in one run, all cores on both sides: one process
 with a thread per core there, a worker of one thread per core here.
 
-    python -m benchmarks.published_protocol --model ../shared/models/llama-12x192 \
-        --data ../shared/corpora/wikitext2_valid.txt
+    python -m benchmarks.published_protocol --model FOLDER --data TEXT.txt
 """
 
 import argparse

@@ -4,7 +4,7 @@ Candidate tokens per second of the evaluator on one rung, over tokens per second
 the same candidates, their weights already in place, plus the same loss from full logits. Same device, dtype, batches
 and threads; the two interleaved in one process; the median of the ratios of the pairs.
 
-    python -m benchmarks.reuse --model ../shared/models/llama-12x192 --data ../shared/corpora/wikitext2_valid.txt
+    python -m benchmarks.reuse --model FOLDER --data TEXT.txt
 """
 
 import argparse

@@ -1,7 +1,6 @@
 """Is the found configuration better than uniform, and at what price? Build, search and judge at several budgets.
 
-    python -m benchmarks.search_quality --model ../shared/models/llama-12x192 \
-        --data ../shared/corpora/wikitext2_valid.txt --judge-data ../shared/corpora/wikitext2_test.txt
+python -m benchmarks.search_quality --model FOLDER --data TEXT.txt --judge-data HELD_OUT.txt
 """
 
 import argparse

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 from evoray.errors import EvorayError, UserError
 
 if TYPE_CHECKING:
-    from evoray.api import build, evaluate, export, open_pool, search, search_text
+    from evoray.api import build, evaluate, export_checkpoint, open_pool, search, search_text
     from evoray.cluster import Pool
     from evoray.evaluator import Evaluator
     from evoray.evolve import FixedRace, LevelSwitch, OnePlusLambda, Race
     from evoray.fitness import Fitness
-    from evoray.run.journal import Journal as Run
+    from evoray.run.record import Run
     from evoray.run.teacher import TaughtText
     from evoray.space import Budget, Measure, Space, quantization_space
     from evoray.store import VariantStore
@@ -31,7 +31,7 @@ _WHERE = {
     "build": "evoray.api",
     "search": "evoray.api",
     "evaluate": "evoray.api",
-    "export": "evoray.api",
+    "export_checkpoint": "evoray.api",
     "search_text": "evoray.api",
     "Pool": "evoray.cluster",
     "open_pool": "evoray.api",
@@ -41,7 +41,7 @@ _WHERE = {
     "OnePlusLambda": "evoray.evolve",
     "Race": "evoray.evolve",
     "Fitness": "evoray.fitness",
-    "Run": "evoray.run.journal",
+    "Run": "evoray.run.record",
     "TaughtText": "evoray.run.teacher",
     "Budget": "evoray.space",
     "Measure": "evoray.space",

@@ -1,6 +1,6 @@
 """The verbs as Python functions, and the short ways to the parts.
 
-Holds: `build`, `search`, `evaluate`, `export`, `search_text`, `open_pool`.
+Holds: `build`, `search`, `evaluate`, `export_checkpoint`, `search_text`, `open_pool`.
 """
 
 from pathlib import Path
@@ -50,7 +50,7 @@ def evaluate(*, config: str | Path | None = None, progress: Progress | None = No
     return _evaluate(load_settings(EvalSettings, settings, config), progress)
 
 
-def export(*, config: str | Path | None = None, **settings: Any) -> Path:
+def export_checkpoint(*, config: str | Path | None = None, **settings: Any) -> Path:
     """Writes a checkpoint; arguments are the flags of `evoray export` with underscores.
 
     Raises:
@@ -60,7 +60,15 @@ def export(*, config: str | Path | None = None, **settings: Any) -> Path:
 
 
 def open_pool(
-    model: str, store: str | None = None, *, workers: int | None = None, address: str | None = None, **spec: Any
+    model: str,
+    store: str | None = None,
+    *,
+    workers: int | None = None,
+    address: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int = 1,
+    revision: str | None = None,
 ) -> Pool:
     """Workers for a driver of your own.
 
@@ -69,12 +77,16 @@ def open_pool(
         store: of its variants.
         workers: 0 for this process, without Ray; None for one per GPU, or one per core.
         address: of a running Ray cluster.
-        **spec: further fields of `WorkerSpec`: dtype, device, threads, revision...
+        device: auto, cpu or cuda.
+        dtype: what the model runs in; auto: the checkpoint's own on CUDA, float32 on CPUs.
+        threads: of torch, per worker.
+        revision: branch, tag or commit of the model on the hub.
 
     Raises:
         UserError: a model or store that can't be read.
     """
-    return _open_pool(WorkerSpec(model=model, store=store, **spec), workers=workers, address=address)
+    spec = WorkerSpec(model=model, store=store, device=device, dtype=dtype, threads=threads, revision=revision)
+    return _open_pool(spec, workers=workers, address=address)
 
 
 def search_text(

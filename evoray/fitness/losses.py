@@ -152,8 +152,12 @@ class _LinearLosses:
         return _block_sums(lse_N - target_N, predicting)
 
 
+OWN_PATH_TOKENS = 256
+"""Tokens whose full logits are held at once, in float64 and a few copies: 3 GB at a vocabulary of 256,000."""
+
+
 class _OwnPathLosses:
-    """For models whose logits are more than a matrix product (soft caps, scales): full logits, block by block.
+    """For models whose logits are more than a matrix product (soft caps, scales): full logits, a piece at a time.
 
     The teacher is its last hidden state, from which the model's own output path makes the logits again.
     """
@@ -171,21 +175,28 @@ class _OwnPathLosses:
         ]
 
     def _log_p(self, hidden_TD: Tensor) -> Tensor:
-        # float64: log-softmax of the whole vocabulary, as the reference would do it; one block at a time.
+        # float64: log-softmax of the whole vocabulary, as the reference would do it.
         return self.adapter.logits_from_hidden(hidden_TD[None])[0].double().log_softmax(-1)
 
     def kl(self, hidden_BTD: Tensor, cuts_B: Sequence[int], teacher: PlacedTeacher) -> np.ndarray:
-        sums = []
+        losses = []
         for row, (cut, vectors_TD) in enumerate(zip(cuts_B, teacher.vectors_ND.split(list(cuts_B)), strict=True)):
-            teacher_TV = self._log_p(vectors_TD.to(hidden_BTD))
-            student_TV = self._log_p(hidden_BTD[row, :cut])
-            sums.append(_block_sums((teacher_TV.exp() * (teacher_TV - student_TV)).sum(-1), [cut])[0])
-        return np.array(sums)
+            for piece in _pieces(cut):
+                teacher_TV = self._log_p(vectors_TD[piece].to(hidden_BTD))
+                student_TV = self._log_p(hidden_BTD[row, piece])
+                losses.append((teacher_TV.exp() * (teacher_TV - student_TV)).sum(-1))
+        return _block_sums(torch.cat(losses), cuts_B)
 
     def cross_entropy(self, hidden_BTD: Tensor, cuts_B: Sequence[int], ids_BT: Tensor) -> np.ndarray:
-        sums = []
-        for row, cut in enumerate(cuts_B):
-            student_TV = self._log_p(hidden_BTD[row, : cut - 1])
-            target_T = ids_BT[row, 1:cut]
-            sums.append(_block_sums(-student_TV.gather(-1, target_T[:, None])[:, 0], [cut - 1])[0])
-        return np.array(sums)
+        losses = []
+        predicting = [cut - 1 for cut in cuts_B]
+        for row, count in enumerate(predicting):
+            for piece in _pieces(count):
+                target_T = ids_BT[row, piece.start + 1 : piece.stop + 1]
+                losses.append(-self._log_p(hidden_BTD[row, piece]).gather(-1, target_T[:, None])[:, 0])
+        return _block_sums(torch.cat(losses), predicting)
+
+
+def _pieces(tokens: int) -> list[slice]:
+    """Runs of at most `OWN_PATH_TOKENS` tokens; a block's own cut decides them, so they are the same everywhere."""
+    return [slice(first, min(first + OWN_PATH_TOKENS, tokens)) for first in range(0, tokens, OWN_PATH_TOKENS)]
