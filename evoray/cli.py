@@ -8,11 +8,14 @@ import inspect as signatures
 import json
 import math
 import os
+import shlex
+import shutil
 import sys
 import traceback
 import types
 from collections.abc import Callable, Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
 import typer
@@ -239,7 +242,7 @@ def _search(settings: SearchSettings, as_json: bool) -> None:
 @_verb(
     EvalSettings,
     "eval",
-    "evoray eval --model embedded --store variants --configuration run --data held-out.txt",
+    "evoray eval --configuration run --data held-out.txt",
     as_json=True,
 )
 def _eval(settings: EvalSettings, as_json: bool) -> None:
@@ -297,8 +300,19 @@ def _demo(
     held_out = result.best["held_out"]
     _show(comparison(held_out["candidates"], held_out["tokens"]))
     _show(f"variants: {folder}/store\nrun:      {result.run}\nresult:   {result.run}/best.json")
-    _show(f"look:     evoray inspect {folder}/run")
-    _show(f"export:   evoray export --configuration {folder}/run --out {folder}/model")
+    program, place = _program(), shlex.quote(folder)
+    _show(f"look:     {program} inspect {place}/run")
+    _show(f"export:   {program} export --configuration {place}/run --out {place}/model")
+
+
+def _program() -> str:
+    """How this program was called, as a shell takes it again."""
+    called, found = Path(sys.argv[0]), shutil.which("evoray")
+    if called.name == "__main__.py":
+        return f"{shlex.quote(sys.executable)} -m evoray"
+    if called.name != "evoray" or (found is not None and called.exists() and called.samefile(found)):
+        return "evoray"
+    return shlex.quote(sys.argv[0])
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

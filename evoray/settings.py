@@ -48,6 +48,8 @@ def _levels(value: Any) -> Any:
     return [str(level) for level in found] if isinstance(found, list | tuple) else found
 
 
+_MODEL = "Model: a folder, a model id, or `embedded`."
+
 MOST = 1_000_000
 """Of anything that is counted one by one: more could not be held in memory."""
 
@@ -104,9 +106,8 @@ class Settings(BaseModel):
 
 
 class ModelSettings(Settings):
-    """Which model, and how it runs."""
+    """How a model is loaded and runs."""
 
-    model: str = Field(description="Model: a folder, a model id, or `embedded`.")
     revision: str | None = Field(None, description="Branch, tag or commit of the model on the hub.")
     trust_remote_code: bool = Field(False, description="Let the checkpoint's own Python run, on workers too.")
     attn_implementation: str | None = Field(None, description="Attention: eager, sdpa or flash_attention_2.")
@@ -153,6 +154,7 @@ class WorkSettings(Settings):
 class BuildSettings(ModelSettings):
     """`evoray build`: makes the variants."""
 
+    model: str = Field(description=_MODEL)
     store: str = Field(description="Where the variants go: a folder or a URI (s3://, gs://, file://).")
     kind: Literal["quantization"] = Field("quantization", description="What levels mean.")
     method: Literal["gptq", "rtn"] = Field("gptq", description="How weights are compressed.")
@@ -198,6 +200,7 @@ class BuildSettings(ModelSettings):
 class SearchSettings(ModelSettings, TextSettings, WorkSettings):
     """`evoray search`: finds which layer gets which level."""
 
+    model: str = Field(description=_MODEL)
     store: str = Field(description="The variants: a folder or URI that `evoray build` made.")
     run: str = Field(description="Run directory: a folder or URI. A run of the same settings goes on.")
     target_bits: float | None = Field(None, gt=0, description="Budget: average code bits per compressible weight.")
@@ -237,13 +240,20 @@ class SearchSettings(ModelSettings, TextSettings, WorkSettings):
         if len(given) != 1:
             named = " and ".join(flag(name) for name in given) or "none"
             raise ValueError(f"one budget is needed, {named} given; give --target-bits, --target-bpw or --target-size")
+        if self.preset is Preset.evopress and self.target_bits is None:
+            raise ValueError(
+                "--preset evopress is the paper's, whose budget is --target-bits; give that one, or leave out --preset"
+            )
         return self
 
 
 class EvalSettings(ModelSettings, TextSettings, WorkSettings):
     """`evoray eval`: held-out perplexity and KL of a configuration, or of the base model."""
 
-    store: str | None = Field(None, description="The variants. Not needed for the base model.")
+    model: str | None = Field(None, description=f"{_MODEL} Default: the one of the run or store.")
+    store: str | None = Field(
+        None, description="The variants. Default: the store of the run; not needed for the base model."
+    )
     configuration: str | None = Field(
         None, description="A file of `layer: level` lines, a best.json, or a run folder. Default: the base model."
     )

@@ -1,7 +1,8 @@
 """A whole search of a second: a tiny model with a store and a text, settings for it, and what a run must have in common
 with another one to be the same.
 
-`material` makes model, store and text; `Material.settings` the settings; `bits_of` reads a run directory.
+`material` makes model, store and text; `Material.settings` the settings; `bits_of` reads a run directory; `Told` keeps
+what a search tells.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,8 @@ from tiny import tiny_model
 from evoray.cluster import Pool, WorkerSpec
 from evoray.embedded import model_path
 from evoray.run.build import run_build
-from evoray.run.journal import Journal
+from evoray.run.journal import GenerationRow, Journal
+from evoray.run.progress import Progress
 from evoray.settings import BuildSettings, SearchSettings
 from evoray.store import Location
 
@@ -128,3 +130,25 @@ def searching_with(pool: Pool | None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("evoray.run.search.open_pool", hand_out)
         yield
+
+
+class Told(Progress):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.generations: list[int] = []
+        self.shares: dict[str, list[float]] = {}
+        self.steps: dict[str, list[float]] = {}
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def stage(self, name: str) -> Callable[[float], None]:
+        return self.shares.setdefault(name, []).append
+
+    def step(self, name: str) -> Callable[[float], None]:
+        return self.steps.setdefault(name, []).append
+
+    def generation(self, row: GenerationRow, generations: int) -> None:
+        self.generations.append(row.generation)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from searches import Material
 
+from evoray import cli
 from evoray.cli import main
 from evoray.settings import SearchSettings
 from evoray.store import VariantStore
@@ -263,6 +264,45 @@ def test_eval_says_the_same_as_json(call: Call, material: Material, finished: Pa
     assert f"{found['perplexity']:.4f}" in table.out
     assert f"{found['base_perplexity']:.4f}" in table.out
     assert "judging" in table.err
+
+
+def test_eval_takes_from_a_run_what_is_not_given(
+    call: Call, material: Material, finished: Path, tmp_path: Path
+) -> None:
+    common = ["--data", material.text, "--workers", "0", "--eval-tokens", "128", "--sequence-length", "64", "--json"]
+    given = ["--model", material.model, "--store", material.store]
+    best = json.loads((finished / "best.json").read_text())
+    (tmp_path / "c.txt").write_text("".join(f"{layer}: {level}\n" for layer, level in best["configuration"].items()))
+    whole = call("eval", "--configuration", finished, *given, *common)
+    assert whole.code == 0
+    assert call("eval", "--configuration", finished, *common).out == whole.out
+    assert call("eval", "--configuration", tmp_path / "c.txt", "--store", material.store, *common).out == whole.out
+    refused(call("eval", "--configuration", finished, "--model", "/nope", *common), "model '/nope': there is no such")
+    refused(call("eval", "--configuration", finished, "--store", "/nope", *common), "no store at /nope")
+    refused(call("eval", "--configuration", tmp_path / "c.txt", *common), "--store is missing: a configuration file")
+    refused(call("eval", *common), "--model is missing; give one, or a --configuration or --store")
+
+
+@pytest.mark.parametrize(
+    ("called", "found", "said"),
+    [
+        ("bin/evoray", None, "bin/evoray"),
+        ("bin/evoray", "other/evoray", "bin/evoray"),
+        ("bin/evoray", "bin/evoray", "evoray"),
+        ("package/__main__.py", None, f"{sys.executable} -m evoray"),
+        ("bin/pytest", None, "evoray"),
+    ],
+)
+def test_a_printed_command_is_one_that_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, called: str, found: str | None, said: str
+) -> None:
+    for name in ("bin", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "evoray").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [called])
+    monkeypatch.setattr(shutil, "which", lambda name: found)
+    assert cli._program() == said
 
 
 @pytest.mark.parametrize("verb", ["build", "search", "eval", "export", "inspect", "demo"])

@@ -62,6 +62,11 @@ def test_python_may_give_paths(tmp_path: Path) -> None:
         ({"target_bits": -3}, "--target-bits -3: should be greater than 0"),
         ({"target_bits": "three"}, "--target-bits 'three': should be a valid number"),
         ({"target_bpw": 3}, "--target-bits and --target-bpw given; give"),
+        (
+            {"preset": "evopress", "target_bits": None, "target_bpw": 3},
+            "--preset evopress is the paper's, whose budget is --target-bits",
+        ),
+        ({"preset": "evopress", "target_bits": None, "target_size": "1GB"}, "whose budget is --target-bits"),
         ({"target_size": "big", "target_bits": None}, "--target-size 'big': not a size; write bytes"),
         ({"generations": -1}, "--generations -1: should be greater than or equal to 0"),
         ({"generations": 1.5}, "--generations 1.5"),
@@ -118,7 +123,7 @@ def test_gptq_needs_text() -> None:
         ("model: m\ndata: d\nnested:\n  seed: 1\n", "unknown key 'nested' in "),
         ("model: m\ndata: d\nseed: many\n", "settings.yaml: should be a valid integer"),
         ("model: m\ndata: d\nworkers: true\n", "this is no switch"),
-        ("", "--data is missing; --model is missing"),
+        ("", "--data is missing"),
     ],
 )
 def test_settings_files_that_do_not_fit(tmp_path: Path, text: str, said: str) -> None:

@@ -4,6 +4,9 @@
 `worker.py`: `WorkerSpec`, `DeviceRecord`, `Worker`: one evaluator and the facts that its bits depend on.
 `pool.py`: `Pool`, `LocalPool`: what a driver sees.
 `opening.py`: `open_pool`: the one or the other.
+`capacity.py`: `HostMemory`, `room_for_workers`, `usable_cores`: how many workers the nodes have room for; pure logic.
+`connection.py`: joining or starting Ray.
+`actor.py`: `WorkerActor`: the process of a worker.
 `ray_pool.py`: `RayPool`: workers as Ray actors that may die.
 `ray_errors.py`: what an error of Ray's tells.
 """

@@ -23,15 +23,18 @@ def open_pool(
 
     Args:
         spec: how each worker is built.
-        workers: 0 for this process, without Ray; None for one per GPU, or one per core over `spec.threads`.
+        workers: 0 for this process, without Ray; None for one per GPU, or one per core over `spec.threads`, as far as
+            the nodes' memory goes.
         address: of a running Ray cluster; None joins the one this job was submitted to, else starts a local one.
         allow_mixed: let workers of other devices in, and give up bit-equal losses.
-        wait: seconds to wait for a worker when there is none, at the start and whenever all are lost.
-        memory: bytes of host memory that each actor asks Ray for.
-        note: told of lost workers and of candidates set aside, a line each.
+        wait: seconds to wait for a worker to find its place when there is none, at the start and whenever all are lost.
+            Loading is not counted, as long as it does not fail.
+        memory: bytes of host memory that each actor asks Ray for; 0 for no such limit. Of a `HostMemory` the part for
+            ready variants, and with it `spec.variant_bytes`, shrinks on CPUs where more workers have room then.
+        note: told of lost and refused workers, of missing room and of candidates set aside, a line each.
 
     Raises:
-        UserError: no such cluster, or workers that can't load what the spec names.
+        UserError: no such cluster, no node with memory for a worker, or workers that can't load what the spec names.
         EvorayError: no worker within `wait`.
     """
     if workers == 0:

@@ -5,16 +5,20 @@ Holds: `Pool`, `LocalPool`, `say`.
 Legend: N candidates, L layers, B blocks over all batches.
 """
 
+from __future__ import annotations
+
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from evoray.cluster.worker import DeviceRecord, Worker, WorkerSpec
-from evoray.evaluator import Work
-from evoray.fitness import Fitness, TeacherBlock
+
+if TYPE_CHECKING:
+    from evoray.evaluator import Work
+    from evoray.fitness import Fitness, TeacherBlock
 
 
 def say(text: str) -> None:

@@ -1,41 +1,40 @@
 """Workers as Ray actors that may die at any time.
 
-Holds: `RayPool`, `WorkerActor`.
+Holds: `RayPool`.
 
 What was seen of Ray 2.60, and shapes this file: all calls queued on a dying actor fail; what an actor put into the
 object store dies with it. So actors restart by themselves, no call is retried by Ray, and the driver does lost work
 again.
 """
 
+from __future__ import annotations
+
 import contextlib
-import ctypes
-import logging
 import math
-import os
-import signal
-import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
+from evoray.cluster.actor import UnpreparedError, WorkerActor
+from evoray.cluster.capacity import Room, room_for_workers
+from evoray.cluster.connection import connect, nodes
 from evoray.cluster.dispatch import Dispatcher, Item
 from evoray.cluster.pool import Pool, say
 from evoray.cluster.ray_errors import LOSSES, first_line, process_died, told
-from evoray.cluster.worker import DeviceRecord, Worker, WorkerSpec
+from evoray.cluster.worker import WorkerSpec
 from evoray.errors import EvorayError, UserError
-from evoray.evaluator import Work
-from evoray.fitness import Fitness, TeacherBlock
+
+if TYPE_CHECKING:
+    from evoray.evaluator import Work
+    from evoray.fitness import Fitness, TeacherBlock
 
 POLL = 1.0
 """Seconds between looks at the clock while nothing is reported; a report ends the wait at once."""
-
-GPU_HOST_MEMORY = 8 << 30
-"""Most bytes of host memory that a worker on a GPU asks for: a weight file of usual size, and libraries."""
 
 PAUSE = 0.2
 """Seconds before an actor that could not take a call yet is asked again; grows with every failure."""
@@ -46,61 +45,28 @@ LONG_PAUSE = 60.0
 TRIES = 20
 """Failed starts in a row, or losses in a row without a result, that a dying node or a restart may explain."""
 
-CONNECT = 10.0
-"""Seconds for a connection to a cluster's address."""
-
-DIE_WITH_PARENT = 1
-"""`PR_SET_PDEATHSIG` of prctl(2), which only Linux has: a signal for when the parent, Ray's node process, is gone."""
+PLACING = 30.0
+"""Seconds that Ray takes at most to start a process where there is room for it."""
 
 MANY_ASIDE = 4
 """Candidates set aside in one measurement beyond which it is not the candidates that kill workers."""
-
-
-class WorkerActor:
-    """The worker's process. Building it may fail, so that is a call with a result, not the constructor."""
-
-    def __init__(self) -> None:
-        self.worker: Worker | None = None
-        # After its driver or node was killed, Ray would keep this process, and its device's memory, for a minute.
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
-
-    def prepare(self, spec: WorkerSpec) -> tuple[DeviceRecord, tuple[str, ...], str, int]:
-        """Builds the worker; returns its record, notes, node and process id."""
-        if self.worker is None:
-            self.worker = Worker(spec)
-        return self.worker.record, self.worker.notes, ray.get_runtime_context().get_node_id(), os.getpid()
-
-    def losses(self, rows_NL: np.ndarray, work: Work, fitness: Fitness) -> np.ndarray:
-        """See `Evaluator.losses`."""
-        return self._ready().losses(rows_NL, work, fitness)
-
-    def teach(self, work: Work) -> list[TeacherBlock]:
-        """See `Evaluator.teach`."""
-        return self._ready().teach(work)
-
-    def _ready(self) -> Worker:
-        if self.worker is None:
-            raise _UnpreparedError
-        return self.worker
-
-
-class _UnpreparedError(Exception):
-    """The process was restarted while it had no call; it has to be prepared again, and no work is to blame."""
 
 
 @dataclass(eq=False)
 class _Actor:
     """The driver's view of one actor.
 
-    `starting` is the call that prepares it, None while it is ready; `again_at` is when to ask once more after a call
-    that it could not take.
+    It is asked first whether it lives (`hello`), which tells that it has a place, then to build its worker, which may
+    take long. `starting` is the call of these that is on its way; `again_at` is when to ask once more after one that
+    failed.
     """
 
     handle: Any
     starting: Any = None
     again_at: float = 0.0
+    placed: bool = False
     ready: bool = False
+    refused: bool = False
     node: str | None = None
     pid: int | None = None
     failures: int = 0
@@ -129,18 +95,24 @@ class RayPool(Pool):
         self._note, self._wait = note, wait
         self._barren = 0
         self._actors: list[_Actor] = []
-        self._started_ray = _connect(address, workers, spec.threads)
+        self._last_failure: str | None = None
+        self._ready_since: float | None = None
+        connection = connect(address, workers, spec.threads)
+        self._started_ray = connection.ours
         try:
-            resources = ray.cluster_resources()
-            gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+            found = nodes()
+            gpus = any(node.gpus >= 1 for node in found)
             device = spec.device if spec.device != "auto" else ("cuda" if gpus else "cpu")
-            self.spec = replace(spec, device=device)
             on_gpu = device.startswith("cuda")
-            if workers is None:
-                workers = gpus if on_gpu else max(1, cpus // spec.threads)
-            if on_gpu and gpus < 1:
+            # A cluster that grows on demand brings its first GPU when a number of workers asks for one.
+            if on_gpu and not gpus and (workers is None or connection.alone):
                 raise UserError("device cuda: the Ray cluster has no GPU; add GPU nodes, or use --device cpu")
-            self.workers = workers
+            self._room = room_for_workers(found, memory, threads=spec.threads, on_gpu=on_gpu, workers=workers)
+            self.workers = self._room.workers
+            self._note_room(self._room, workers)
+            self.spec = replace(spec, device=device)
+            if self._room.spared:
+                self.spec = replace(self.spec, variant_bytes=min(spec.variant_bytes, self._room.variants))
             self._allow_mixed = allow_mixed
             options: dict[str, Any] = {
                 "num_cpus": spec.threads if not on_gpu else 1,
@@ -148,18 +120,21 @@ class RayPool(Pool):
                 "max_restarts": -1,
                 "max_task_retries": 0,
             }
-            if memory:
-                # On a GPU the weights pass through the host a file at a time.
-                options["memory"] = min(memory, GPU_HOST_MEMORY) if on_gpu else memory
+            if self._room.memory:
+                options["memory"] = self._room.memory
             self._asked = {key: options[key] for key in ("num_cpus", "num_gpus", "memory") if options.get(key)}
             remote_class = ray.remote(actor_class).options(**options)
             self._spec_ref = ray.put(self.spec)
-            self._actors += [_Actor(remote_class.remote()) for _ in range(workers)]
-            until = time.monotonic() + wait
+            # Not by reference: what restarts could lose it. The token is read whenever it is used, and can come later.
+            environment = {name: value for name, value in spec.environment.items() if name != "HF_TOKEN"}
+            self._actors += [_Actor(remote_class.remote(environment)) for _ in range(self.workers)]
+            self._until = time.monotonic() + wait
             while not any(actor.ready for actor in self._actors):
-                self._check_wait(until)
+                self._check_wait()
                 self._ask_to_start()
-                self._await({}, until)
+                self._await({}, self._until)
+            self._ready_since = time.monotonic()
+            self._note_unplaced()
         except BaseException:
             self.close()
             raise
@@ -176,25 +151,57 @@ class RayPool(Pool):
 
     # Starting
 
+    def _note_room(self, room: Room, asked: int | None) -> None:
+        """Says when memory is what limits workers that nobody counted."""
+        if asked is None and room.workers < room.slots:
+            self._note(
+                f"{room.workers} workers, where cores or GPUs would do for {room.slots}: each asks for "
+                f"{room.memory / 1e9:.2f} GB of memory; a lower --variant-memory may let more in"
+            )
+
+    def _note_unplaced(self) -> None:
+        """Says once when some workers find no place. Not before those that have room had the time to start."""
+        if self._ready_since is None:
+            return
+        placed = sum(actor.placed for actor in self._actors)
+        if placed == len(self._actors):
+            self._ready_since = None
+        elif placed >= self._room.fitting or time.monotonic() > self._ready_since + PLACING:
+            self._ready_since = None
+            self._note(
+                f"{placed} of {len(self._actors)} workers are placed; each asks for {self._asked}, "
+                "and the others join when there is room"
+            )
+
     def _ask_to_start(self) -> None:
         """Asks every actor that is neither ready nor being prepared, once its pause is over."""
         now = time.monotonic()
         for actor in self._actors:
-            if not actor.ready and actor.starting is None and now >= actor.again_at:
-                actor.starting = actor.handle.prepare.remote(self._spec_ref)
+            if not actor.ready and not actor.refused and actor.starting is None and now >= actor.again_at:
+                prepare = actor.handle.prepare
+                actor.starting = prepare.remote(self._spec_ref) if actor.placed else actor.handle.hello.remote()
 
-    def _check_wait(self, until: float) -> None:
-        if time.monotonic() > until:
-            raise EvorayError(
-                f"no worker for {self._wait:.0f} s: each asks for {self._asked}, free in the cluster are "
-                f"{ray.available_resources()}; add nodes, lower --workers, or give --wait"
-            )
+    def _check_wait(self) -> None:
+        """Ends a wait without a worker. Loading is no waiting, but the retries of an actor that failed are."""
+        if any(actor.ready or (actor.placed and not actor.failures) for actor in self._actors):
+            self._until = time.monotonic() + self._wait
+        if time.monotonic() <= self._until or any(actor.placed for actor in self._actors):
+            return
+        if self._last_failure is not None:
+            raise EvorayError(f"no worker for {self._wait:.0f} s: {self._last_failure}")
+        raise EvorayError(
+            f"no worker for {self._wait:.0f} s: each asks for {self._asked}, free in the cluster are "
+            f"{ray.available_resources()}; add nodes, lower --workers, or give --wait"
+        )
 
     def _await(self, calls: dict[Any, tuple[_Actor, Item]], until: float = math.inf) -> list[Any]:
         """Waits for a call or a start to end, but never long. Settles starts; returns calls that ended."""
         starting = {actor.starting: actor for actor in self._actors if actor.starting is not None}
-        again = [actor.again_at for actor in self._actors if not actor.ready and actor.starting is None]
-        timeout = max(0.0, min(POLL, until - time.monotonic(), *(at - time.monotonic() for at in again)))
+        resting = [actor for actor in self._actors if not actor.ready and not actor.refused and actor.starting is None]
+        now = time.monotonic()
+        # Past the time, one that loads is waited for as long as it takes.
+        left = POLL if now > until else until - now
+        timeout = max(0.0, min(POLL, left, *(actor.again_at - now for actor in resting)))
         waiting = [*calls, *starting]
         if not waiting:
             time.sleep(timeout)
@@ -208,28 +215,56 @@ class RayPool(Pool):
     def _settle_start(self, actor: _Actor) -> None:
         ref, actor.starting = actor.starting, None
         try:
-            record, notes, actor.node, actor.pid = ray.get(ref)
+            result = ray.get(ref)
         except RayError as error:
-            if not isinstance(error, LOSSES):
-                raise told(error) from None
-            actor.failures += 1
-            if actor.failures >= TRIES:
-                # A process that dies whenever it loads, on nodes that live, won't get better by itself.
-                if not any(other.ready for other in self._actors):
-                    raise EvorayError(f"workers die while they load {self.spec.model}: {first_line(error)}") from None
-                if actor.failures == TRIES:
-                    self._note(f"worker {self._actors.index(actor)} died {TRIES} times while it loaded")
-            actor.again_at = time.monotonic() + (PAUSE * actor.failures if actor.failures < TRIES else LONG_PAUSE)
+            self._failed_start(actor, error)
             return
+        if not actor.placed:
+            actor.node, actor.pid = result
+            actor.placed = True
+            return
+        record, notes = result
         if not hasattr(self, "record"):
             self.record, self.notes = record, notes
         differing = record.differences(self.record)
         if differing and not self._allow_mixed:
-            raise UserError(
-                f"a worker differs from the others in {'; '.join(differing)}; use nodes of one kind, or --allow-mixed"
-            )
+            self._refuse(actor, "; ".join(differing))
+            return
         actor.failures = 0
         actor.ready = True
+
+    def _failed_start(self, actor: _Actor, error: RayError) -> None:
+        """An actor died, or could not build its worker: it begins anew after a pause, unless that can't help."""
+        actor.placed = False
+        actor.failures += 1
+        index = self._actors.index(actor)
+        others = any(other.ready or (other.placed and other.failures < TRIES) for other in self._actors)
+        if isinstance(error, LOSSES):
+            # A process that dies whenever it loads, on nodes that live, won't get better by itself.
+            if actor.failures >= TRIES and not others:
+                raise EvorayError(f"workers die while they load {self.spec.model}: {first_line(error)}") from None
+            if actor.failures == TRIES:
+                self._note(f"worker {index} died {TRIES} times while it loaded")
+        else:
+            cause = error.cause if isinstance(error, RayTaskError) else error
+            # A device in use or a broken download is a matter of this node, now; what the user got wrong stays wrong.
+            if isinstance(cause, UserError) or not isinstance(cause, EvorayError | OSError):
+                raise told(error) from None
+            self._last_failure = first_line(cause)
+            if actor.failures in (1, TRIES):
+                self._note(f"worker {index} could not start and is tried again: {self._last_failure}")
+            # A new process, maybe elsewhere: this one may hold half a model.
+            ray.kill(actor.handle, no_restart=False)
+        actor.again_at = time.monotonic() + (PAUSE * actor.failures if actor.failures < TRIES else LONG_PAUSE)
+
+    def _refuse(self, actor: _Actor, differing: str) -> None:
+        """Sends an actor away for good whose losses would have other bits."""
+        actor.refused, actor.placed = True, False
+        ray.kill(actor.handle)
+        why = f"differs from the first one in {differing}; use nodes of one kind, or --allow-mixed"
+        if all(other.refused for other in self._actors):
+            raise UserError(f"the last worker {why}")
+        self._note(f"worker {self._actors.index(actor)} is refused: it {why}")
 
     # Measuring
 
@@ -238,7 +273,10 @@ class RayPool(Pool):
     ) -> np.ndarray:
         order = np.lexsort(rows_NL.T[::-1]) if rows_NL.shape[1] else np.arange(len(rows_NL))
         dispatcher = Dispatcher(
-            len(rows_NL), [len(work.cuts) for work in works], order=order.tolist(), workers=len(self._actors)
+            len(rows_NL),
+            [len(work.cuts) for work in works],
+            order=order.tolist(),
+            workers=sum(not actor.refused for actor in self._actors),
         )
         refs = [ray.put(work) for work in works]
 
@@ -291,7 +329,7 @@ class RayPool(Pool):
         # Calls that an error leaves behind are not cancelled: that can wedge an actor that works in order.
         calls: dict[Any, tuple[_Actor, Item]] = {}
         added: set[int] = set()
-        until = time.monotonic() + self._wait
+        self._until = time.monotonic() + self._wait
         while not dispatcher.finished:
             for index, actor in enumerate(self._actors):
                 if not actor.ready:
@@ -301,9 +339,8 @@ class RayPool(Pool):
                     added.add(index)
                 while (item := dispatcher.next_for(index)) is not None:
                     calls[submit(actor.handle, item)] = (actor, item)
-            if any(actor.ready for actor in self._actors):
-                until = time.monotonic() + self._wait
-            self._check_wait(until)
+            self._check_wait()
+            self._note_unplaced()
             self._ask_to_start()
             for ref in self._await(calls):
                 actor, item = calls.pop(ref)
@@ -311,7 +348,7 @@ class RayPool(Pool):
                 try:
                     result = ray.get(ref)
                 except RayError as error:
-                    unprepared = isinstance(error, RayTaskError) and isinstance(error.cause, _UnpreparedError)
+                    unprepared = isinstance(error, RayTaskError) and isinstance(error.cause, UnpreparedError)
                     if not unprepared and not isinstance(error, LOSSES):
                         raise told(error) from None
                     added.discard(index)
@@ -347,7 +384,7 @@ class RayPool(Pool):
         self.lost += 1
         self._barren += 1
         self._note(f"worker {index} (process {actor.pid}) was lost, its work is done again: {first_line(error)}")
-        actor.starting, actor.ready = None, False
+        actor.starting, actor.placed, actor.ready = None, False, False
         actor.again_at = time.monotonic() + PAUSE
         blame = process_died(error, actor.node)
         for candidate in dispatcher.lost(index, blame=blame):
@@ -357,34 +394,3 @@ class RayPool(Pool):
                 f"workers die again and again, whatever they measure: {first_line(error)}; see Ray's logs of the "
                 "workers, or lower --tokens-per-pass, --boundary-memory or --variant-memory"
             )
-
-
-def _connect(address: str | None, workers: int | None, threads: int) -> bool:
-    """Joins or starts Ray; whether it was started or joined here, and is to be left here."""
-    if ray.is_initialized():
-        return False
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address == "local":
-        # Never fewer CPUs than were asked for: a laptop may run more workers than it has cores.
-        cores = os.cpu_count() or 1
-        options |= {"num_cpus": max(cores, (workers or 0) * threads), "include_dashboard": False}
-    try:
-        _check_answers(address)
-        ray.init(address=address, **options)
-    except (OSError, RuntimeError, ValueError) as error:
-        if address == "local":
-            raise EvorayError(
-                f"Ray did not start on this machine: {first_line(error)}; --workers 0 does without it"
-            ) from error
-        raise UserError(
-            f"no Ray cluster at {address!r}: {first_line(error)}; start one, or leave out --address"
-        ) from None
-    return True
-
-
-def _check_answers(address: str) -> None:
-    """Raises OSError where nothing listens: Ray itself would go on trying for many minutes."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT).close()

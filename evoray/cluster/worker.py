@@ -1,24 +1,31 @@
 """One evaluator in some process: what it is made from, and what its bits depend on.
 
 Holds: `WorkerSpec`, `DeviceRecord`, `versions`, `cpu_name`, `Worker`. Knows no Ray: the driver's own process runs the
-same worker.
+same worker. Imports no torch and no transformers before a worker is built: they read the environment once, and what
+is forwarded has to be there by then.
 """
+
+from __future__ import annotations
 
 import os
 import platform
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from evoray.errors import EvorayError, UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
 
     from evoray.evaluator import Work
     from evoray.fitness import Fitness, TeacherBlock
 
 GIB = 1 << 30
+
+Result = TypeVar("Result")
 
 FORWARDED = ("HF_TOKEN", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 """Environment that decides what a worker can load. It travels as an argument, not in Ray's runtime environment,
@@ -38,6 +45,12 @@ def forwarded_environment() -> dict[str, str]:
     return {name: os.environ[name] for name in FORWARDED if name in os.environ}
 
 
+def take_environment(forwarded: dict[str, str]) -> None:
+    """Sets what this process lacks of the driver's environment. Too late once huggingface_hub is imported."""
+    for name, value in forwarded.items():
+        os.environ.setdefault(name, value)
+
+
 @dataclass(frozen=True)
 class WorkerSpec:
     """All that a worker needs to build its evaluator.
@@ -46,7 +59,8 @@ class WorkerSpec:
         model, revision, trust_remote_code, attn_implementation, dtype, allow_partial: as `load_model` takes them.
         device: "auto", "cpu" or "cuda".
         store: folder or URI of the variants; None to judge the base model alone.
-        weights_digest: of the base weights, as the driver found them; a worker that loads others is refused.
+        weights_digest: of the base weights, as the driver found them; a worker that loads others is refused. None where
+            the driver did not look; the store's is compared in any case.
         threads: of torch, per worker.
         vocabulary_chunk: rows of the head per matrix product.
         boundary_bytes: limit of kept states at block boundaries.
@@ -89,7 +103,7 @@ class DeviceRecord:
     transformers: str
     evoray: str
 
-    def differences(self, other: "DeviceRecord") -> list[str]:
+    def differences(self, other: DeviceRecord) -> list[str]:
         """One `key: this, not that` per key that differs."""
         mine, theirs = asdict(self), asdict(other)
         return [f"{key}: {mine[key]}, not {theirs[key]}" for key in mine if mine[key] != theirs[key]]
@@ -103,8 +117,7 @@ class Worker:
     """
 
     def __init__(self, spec: WorkerSpec) -> None:
-        for name, value in spec.environment.items():
-            os.environ.setdefault(name, value)
+        take_environment(spec.environment)
         found = versions()
         differing = [
             f"{name} {found[name]}, the driver has {want}"
@@ -124,16 +137,19 @@ class Worker:
 
         # The whole machine is shared by one-thread workers; more threads than cores are many times slower.
         torch.set_num_threads(spec.threads)
-        if spec.weights_digest is not None:
+        store = None if spec.store is None else VariantStore.open(spec.store)
+        if store is not None or spec.weights_digest is not None:
             facts = checkpoint_facts(
                 spec.model, spec.revision, spec.trust_remote_code, allow_partial=spec.allow_partial
             )
-            if facts.weights_digest != spec.weights_digest:
+            if spec.weights_digest is not None and facts.weights_digest != spec.weights_digest:
                 raise UserError(
                     f"worker on {platform.node()} finds other weights of {spec.model} than the driver "
                     f"({facts.weights_digest[:12]}, not {spec.weights_digest[:12]}); "
                     "give --revision, or clear its cache"
                 )
+            if store is not None:
+                store.manifest.check_made_from(spec.model, facts.weights_digest)
         device = pick_device(spec.device)
         model = load_model(
             spec.model,
@@ -146,7 +162,7 @@ class Worker:
         adapter = ModelAdapter(model, allow_partial=spec.allow_partial)
         self.evaluator: Evaluator = Evaluator(
             adapter,
-            None if spec.store is None else VariantStore.open(spec.store),
+            store,
             vocabulary_chunk=spec.vocabulary_chunk,
             boundary_bytes=spec.boundary_bytes,
             variant_bytes=spec.variant_bytes,
@@ -165,15 +181,15 @@ class Worker:
             **found,
         )
 
-    def losses(self, rows_NL: "np.ndarray", work: "Work", fitness: "Fitness") -> "np.ndarray":
+    def losses(self, rows_NL: np.ndarray, work: Work, fitness: Fitness) -> np.ndarray:
         """As `Evaluator.losses`; says what to lower when the device's memory is full."""
         return self._within_memory(lambda: self.evaluator.losses(rows_NL, work, fitness))
 
-    def teach(self, work: "Work") -> "list[TeacherBlock]":
+    def teach(self, work: Work) -> list[TeacherBlock]:
         """As `Evaluator.teach`."""
         return self._within_memory(lambda: self.evaluator.teach(work))
 
-    def _within_memory(self, call):  # type: ignore[no-untyped-def]
+    def _within_memory(self, call: Callable[[], Result]) -> Result:
         import torch
 
         try:

@@ -5,7 +5,8 @@ Everything is found by structure and checked by probes; there is no table of mod
 What is in the room:
 - `load`: `load_model`, `load_config`, `load_tokenizer`, `settle_numerics`, `pick_device`.
 - `checkpoint`: `resolve_checkpoint`: a model's folder, from a path, a model id or the embedded model.
-- `facts`: `checkpoint_facts`: shapes, sizes, dtype and digest of a checkpoint, without reading its weights.
+- `facts`: `checkpoint_facts`: shapes, sizes, dtype and digest of a checkpoint, without reading its weights;
+  `model_folder`: whether a model was given as a folder, and which.
 - `structure`: `find_structure`: decoder, blocks, layers and head; `LayerRef`.
 - `gate`: `BlockGate`: start at a block, stop before one, keep states at boundaries.
 - `adapter`: `ModelAdapter`: all of that for one loaded model.
@@ -16,7 +17,7 @@ What is in the room:
 
 from evoray.model.adapter import ModelAdapter
 from evoray.model.checkpoint import Need, resolve_checkpoint
-from evoray.model.facts import Facts, LayerShape, checkpoint_facts, weights_digest
+from evoray.model.facts import Facts, LayerShape, checkpoint_facts, model_folder, weights_digest
 from evoray.model.load import load_config, load_model, load_tokenizer, pick_device, settle_numerics
 from evoray.model.quiet import quiet_transformers
 from evoray.model.slots import LoadSlots
@@ -35,6 +36,7 @@ __all__ = [
     "load_config",
     "load_model",
     "load_tokenizer",
+    "model_folder",
     "pick_device",
     "quiet_transformers",
     "resolve_checkpoint",

@@ -3,6 +3,7 @@
 Holds:
 - `LayerShape`: name, block and shape of one compressible matrix.
 - `Facts`: configuration, dtype, shapes, sizes and the digest of the weights.
+- `model_folder`: the folder that a model was given as.
 - `checkpoint_facts`: finds them, from a model on the meta device and the heads of the weight files.
 - `weights_digest`: the identity of a checkpoint's weights, from sampled pages.
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from evoray.embedded import EMBEDDED
 from evoray.errors import UserError
 from evoray.model.checkpoint import Need, checkpoint_dtype, read_header, resolve_checkpoint, weight_files
 from evoray.model.load import load_config, refusal
@@ -89,6 +91,12 @@ class Facts:
         return self.parameter_bytes - sum(layer.dense_bytes for layer in self.layers)
 
 
+def model_folder(model: str) -> Path | None:
+    """The absolute path of a model that is given as a folder; None for a model id and the embedded model."""
+    path = Path(model).expanduser()
+    return path.absolute() if model != EMBEDDED and model.strip() and path.exists() else None
+
+
 def checkpoint_facts(
     model: str, revision: str | None = None, trust_remote_code: bool = False, *, allow_partial: bool = False
 ) -> Facts:
@@ -131,7 +139,8 @@ def checkpoint_facts(
     )
     return Facts(
         model=model,
-        revision=folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else None,
+        # A folder may be named like a commit: a snapshot of the hub's cache, given as a path.
+        revision=folder.name if model_folder(model) is None and re.fullmatch(r"[0-9a-f]{40}", folder.name) else None,
         folder=folder,
         config=config,
         model_class=type(skeleton).__name__,

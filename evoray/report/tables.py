@@ -3,7 +3,6 @@
 Holds: `comparison`, `inspect`, `evaluation_table`, `human_bytes`.
 """
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from rich.text import Text
 from evoray.errors import UserError
 from evoray.run.directory import BEST, IDENTITY
 from evoray.run.journal import Journal
-from evoray.run.named import configuration_of
+from evoray.run.named import configuration_of, read_best
 from evoray.space import configuration_costs
 from evoray.store import Location, Manifest, VariantStore
 from evoray.store.manifest import BUILDING, MANIFEST
@@ -141,7 +140,7 @@ def _store(manifest: Manifest, place: str) -> tuple[RenderableType, dict[str, An
 
 def _run(location: Location) -> tuple[RenderableType, dict[str, Any]]:
     journal = Journal(location)
-    best = _best(location)
+    best = read_best(location)
     rows = journal.rows
     facts: dict[str, Any] = {
         "run": str(location),
@@ -165,19 +164,6 @@ def _run(location: Location) -> tuple[RenderableType, dict[str, Any]]:
     if best is not None:
         parts.append(_levels(best["configuration"]))
     return Group(*parts), {**facts, "best": best}
-
-
-def _best(location: Location) -> dict[str, Any] | None:
-    """What best.json holds; None before the first generation is finished."""
-    if not (location / BEST).exists():
-        return None
-    try:
-        best: dict[str, Any] = json.loads((location / BEST).read_bytes())
-        if not best["configuration"].keys() or "nats_per_token" not in best["fitness"]:
-            raise KeyError
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise UserError(f"{location / BEST} is damaged; run the same `evoray search` again, which writes it") from None
-    return best
 
 
 def _configuration(place: str, store: str | None) -> tuple[RenderableType, dict[str, Any]]:

@@ -3,12 +3,12 @@
 Holds: `run_build`, `BuildPlan`, `plan_build`.
 """
 
-import os
 import tempfile
 from dataclasses import dataclass
 
 import torch
 
+from evoray.cluster.capacity import usable_cores
 from evoray.compress import HessianInputs, Method, Recipe, Scales, build, check_group_size, parse_levels, store_header
 from evoray.errors import UserError
 from evoray.formats.costs import CostFormat
@@ -121,7 +121,7 @@ def run_build(settings: BuildSettings, progress: Progress | None = None) -> Mani
     plan = plan_build(settings)
     _check_writable(settings.store)
     writer = StoreWriter(settings.store, plan.header)
-    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+    torch.set_num_threads(settings.threads or usable_cores())
     model = load_model(
         settings.model,
         revision=settings.revision,

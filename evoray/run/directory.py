@@ -16,6 +16,7 @@ from typing import IO, Any, Self
 import yaml
 
 from evoray.errors import EvorayError, UserError
+from evoray.run.journal import GENERATIONS
 from evoray.store import Location
 
 SETTINGS, IDENTITY, DEVICE, BEST = "settings.yaml", "identity.json", "device.json", "best.json"
@@ -122,6 +123,11 @@ class RunDirectory:
             except EvorayError:
                 continue  # the next beat may get through; the run itself reports storage that stays away
 
+    @property
+    def measured(self) -> bool:
+        """Whether it holds a result. What a try left that ended before its first one binds nobody."""
+        return (self / GENERATIONS).exists() or (self / BEST).exists()
+
     def settle(self, identity: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
         """Takes the directory for this run, or sees that it holds the same one.
 
@@ -129,15 +135,12 @@ class RunDirectory:
             identity: what decides the result; JSON values.
             settings: all settings as resolved, for people.
 
-        Returns:
-            Whether a run was there already.
-
         Raises:
-            UserError: it holds another run; the message names the keys that differ.
+            UserError: it holds results of another run; the message names the keys that differ.
         """
         theirs = self._read(IDENTITY)
         mine = json.loads(json.dumps(identity))
-        if theirs is not None:
+        if theirs is not None and self.measured:
             differing = [
                 f"{key}: {_short(theirs.get(key))} there, {_short(mine.get(key))} now"
                 for key in {**theirs, **mine}
@@ -148,10 +151,9 @@ class RunDirectory:
                     f"run directory {self.location} holds another run ({'; '.join(differing)}); "
                     "give the same settings to go on with it, or another --run"
                 )
-        else:
+        if theirs != mine:
             (self / IDENTITY).write_bytes(json.dumps(mine, indent=1).encode())
         (self / SETTINGS).write_bytes(yaml.safe_dump(dict(settings), sort_keys=False).encode())
-        return theirs is not None
 
     def settle_device(self, record: Mapping[str, Any], allow_mixed: bool) -> None:
         """Sees that resumed work runs on the same kind of device, so that its losses are the same bits.
@@ -160,7 +162,7 @@ class RunDirectory:
             UserError: another kind, and `allow_mixed` was not given.
         """
         there = self._read(DEVICE)
-        if there is not None:
+        if there is not None and self.measured:
             differing = [
                 f"{key}: {there.get(key)} there, {record[key]} now" for key in record if there.get(key) != record[key]
             ]
@@ -171,14 +173,6 @@ class RunDirectory:
                 )
             return
         (self / DEVICE).write_bytes(json.dumps(dict(record), indent=1).encode())
-
-    def read_best(self) -> dict[str, Any] | None:
-        """What best.json holds; None where there is none.
-
-        Raises:
-            UserError: it is damaged.
-        """
-        return self._read(BEST)
 
     def _read(self, name: str) -> dict[str, Any] | None:
         place = self / name

@@ -10,13 +10,13 @@ import numpy as np
 
 from evoray.cluster import open_pool
 from evoray.configuration import Configuration
-from evoray.errors import UserError
 from evoray.model import checkpoint_facts, load_tokenizer
 from evoray.run.judge import judge
-from evoray.run.named import configuration_of
+from evoray.run.named import configuration_of, with_sources
 from evoray.run.plan import (
     USUAL_SEQUENCE,
     block_length,
+    located,
     quantized_store,
     worker_memory,
     worker_spec,
@@ -56,7 +56,8 @@ def evaluate(settings: EvalSettings, progress: Progress | None = None) -> Evalua
     """Judges a configuration, or the base model, on any text.
 
     Args:
-        settings: what to judge, on which text, with whom.
+        settings: what to judge, on which text, with whom. Model, revision and store are those of the run where they
+            are not given.
         progress: told what happens.
 
     Raises:
@@ -67,9 +68,9 @@ def evaluate(settings: EvalSettings, progress: Progress | None = None) -> Evalua
     configuration: Configuration | None = None
     manifest = None
     if settings.configuration is not None:
-        if settings.store is None:
-            raise UserError("--configuration needs the variants it names: give --store")
         configuration = configuration_of(settings.configuration)
+    settings = located(with_sources(settings))
+    assert settings.model is not None
     if settings.store is not None:
         manifest = quantized_store(settings.store).manifest
     rows_NL = np.zeros((1, 0), dtype=np.int8)
@@ -80,7 +81,7 @@ def evaluate(settings: EvalSettings, progress: Progress | None = None) -> Evalua
     )
     if manifest is not None:
         manifest.check_made_from(settings.model, facts.weights_digest)
-    tokenizer = load_tokenizer(settings.model, settings.revision, settings.trust_remote_code)
+    tokenizer = load_tokenizer(settings.model, facts.revision or settings.revision, settings.trust_remote_code)
     text = read_text(
         settings.data,
         Role(settings.role),
@@ -91,6 +92,7 @@ def evaluate(settings: EvalSettings, progress: Progress | None = None) -> Evalua
         separator=settings.separator,
         seed=settings.seed,
     )
+    started = progress.starting(settings.workers)
     with open_pool(
         worker_spec(settings, facts, settings.store),
         workers=settings.workers,
@@ -100,6 +102,7 @@ def evaluate(settings: EvalSettings, progress: Progress | None = None) -> Evalua
         memory=worker_memory(settings, facts, manifest),
         note=progress.note,
     ) as pool:
+        started(1.0)
         for note in pool.notes:
             progress.note(f"note: {note}")
         judged = judge(

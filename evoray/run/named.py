@@ -1,12 +1,20 @@
-"""Which configuration a user's path names. Imports nothing heavy, so that `evoray inspect` answers at once.
+"""What a user's path names: a configuration, and a run with what it was made from.
 
-Holds: `configuration_of`.
+Imports nothing heavy, so that `evoray inspect` answers at once.
+
+Holds: `configuration_of`, `read_best`, `run_of`, `with_sources`.
 """
+
+import json
+from typing import Any, TypeVar
 
 from evoray.configuration import Configuration, parse_configuration
 from evoray.errors import UserError
 from evoray.run.directory import BEST
-from evoray.store import Location
+from evoray.settings import EvalSettings, ExportSettings
+from evoray.store import Location, VariantStore
+
+_S = TypeVar("_S", EvalSettings, ExportSettings)
 
 
 def configuration_of(place: str) -> Configuration:
@@ -31,3 +39,64 @@ def configuration_of(place: str) -> Configuration:
         ) from None
     except UnicodeDecodeError:
         raise UserError(f"the configuration {place} is no text; give a file of `layer: level` lines") from None
+
+
+def read_best(run: Location) -> dict[str, Any] | None:
+    """What the best.json of a run directory holds; None before the first generation is finished.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    if not (run / BEST).exists():
+        return None
+    best = _sound((run / BEST).read_bytes())
+    if best is None:
+        raise UserError(f"{run / BEST} is damaged; run the same `evoray search` again, which writes it")
+    return best
+
+
+def run_of(place: str) -> dict[str, Any]:
+    """What the best.json says that a configuration's place is or holds; nothing for a plain configuration.
+
+    Raises:
+        UserError: there is no such place, or a run directory's best.json is damaged.
+    """
+    location = Location.parse(place)
+    try:
+        return read_best(location) or _sound(location.read_bytes()) or {}
+    except FileNotFoundError:
+        raise UserError(
+            f"no configuration at {place}; give a file of `layer: level` lines or a run directory"
+        ) from None
+
+
+def with_sources(settings: _S) -> _S:
+    """The same with what is not given of model, revision and store: those of the run, or the model of the store.
+
+    Raises:
+        UserError: a configuration without a store, or no model anywhere.
+    """
+    run = run_of(settings.configuration) if settings.configuration is not None else {}
+    store, model, revision = settings.store or run.get("store"), settings.model, settings.revision
+    if store is None and settings.configuration is not None:
+        raise UserError("--store is missing: a configuration file does not say where its variants are")
+    if model is None and "model" in run:
+        # Model and revision belong together: a revision of one model says nothing of another.
+        model, revision = run["model"], revision or run.get("revision")
+    elif model is None and store is not None:
+        manifest = VariantStore.open(store).manifest
+        model, revision = manifest.model, revision or manifest.revision
+    elif model is None:
+        raise UserError("--model is missing; give one, or a --configuration or --store that names it")
+    return settings.model_copy(update={"model": model, "revision": revision, "store": store})
+
+
+def _sound(data: bytes) -> dict[str, Any] | None:
+    """A best.json's content; None where it is none."""
+    try:
+        best: dict[str, Any] = json.loads(data)
+        if best["configuration"].keys() and "nats_per_token" in best["fitness"]:
+            return best
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        pass
+    return None

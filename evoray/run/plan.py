@@ -1,21 +1,22 @@
 """Everything a search needs, found and checked before a worker starts.
 
-Holds: `SearchPlan`, `plan_search`, `quantized_store`, `block_length`, `worker_spec`, `worker_memory`.
+Holds: `SearchPlan`, `plan_search`, `located`, `quantized_store`, `block_length`, `worker_spec`, `worker_memory`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from evoray.cluster import WorkerSpec
+from evoray.cluster.capacity import HostMemory
 from evoray.errors import UserError
 from evoray.evolve import LevelSwitch, OnePlusLambda, Rung, rungs
 from evoray.fitness import Fitness
-from evoray.model import Facts, checkpoint_facts, load_tokenizer
+from evoray.model import Facts, checkpoint_facts, load_tokenizer, model_folder
 from evoray.run.named import configuration_of
 from evoray.settings import EvalSettings, MutationRule, Preset, SearchSettings
 from evoray.space import Budget, Genotype, Measure, Space, Tie, quantization_space
-from evoray.store import Manifest, VariantStore
+from evoray.store import Location, Manifest, VariantStore
 from evoray.tokens import BosPolicy, Role, TokenText, read_text, resolve_bos
 
 USUAL_SEQUENCE = 512
@@ -115,7 +116,7 @@ class SearchPlan:
         return sum(count * rung.tokens for count, rung in zip(entering, self.rungs, strict=True))
 
 
-def plan_search(settings: SearchSettings, stage: Callable[[str], None] = lambda text: None) -> SearchPlan:
+def plan_search(settings: SearchSettings, stage: Callable[[str], object] = lambda text: None) -> SearchPlan:
     """Reads store, facts and texts, and checks that they fit.
 
     Args:
@@ -131,6 +132,7 @@ def plan_search(settings: SearchSettings, stage: Callable[[str], None] = lambda 
             f"--survivors {settings.survivors[0]}: more than the {settings.offspring} offspring of a generation; "
             "lower it, or raise --offspring"
         )
+    settings = located(settings)
     manifest = quantized_store(settings.store).manifest
     space = quantization_space(manifest, _budget(settings), Tie(settings.tie), settings.levels)
     start = _start(settings, space)
@@ -141,6 +143,7 @@ def plan_search(settings: SearchSettings, stage: Callable[[str], None] = lambda 
     manifest.check_made_from(settings.model, facts.weights_digest)
     usual = PAPER_SEQUENCE if settings.preset is Preset.evopress else USUAL_SEQUENCE
     length = block_length(settings.sequence_length, facts, usual)
+    settings = settings.model_copy(update={"revision": facts.revision or settings.revision})
     tokenizer = load_tokenizer(settings.model, settings.revision, settings.trust_remote_code)
     bos = resolve_bos(BosPolicy(settings.bos), tokenizer)
     settings = settings.model_copy(update={"sequence_length": length, "bos": bos.value})
@@ -209,6 +212,22 @@ def _start(settings: SearchSettings, space: Space) -> Genotype | None:
     return genotype
 
 
+_S = TypeVar("_S", SearchSettings, EvalSettings)
+
+
+def located(settings: _S) -> _S:
+    """The same with absolute paths of model and store.
+
+    Workers, and later commands on the run, may have another working directory.
+    """
+    absolute: dict[str, str] = {}
+    if settings.model is not None and (folder := model_folder(settings.model)) is not None:
+        absolute["model"] = str(folder)
+    if settings.store is not None:
+        absolute["store"] = str(Location.parse(settings.store))
+    return settings.model_copy(update=absolute)
+
+
 def quantized_store(place: str) -> VariantStore:
     """A store whose levels are bitwidths.
 
@@ -236,11 +255,11 @@ def block_length(asked: int | None, facts: Facts, usual: int) -> int:
 
 
 def worker_spec(settings: SearchSettings | EvalSettings, facts: Facts, store: str | None) -> WorkerSpec:
-    """How each worker is built."""
+    """How each worker is built. All load the commit that the driver saw, wherever a branch has moved meanwhile."""
     return WorkerSpec(
-        model=settings.model,
+        model=facts.model,
         store=store,
-        revision=settings.revision,
+        revision=facts.revision or settings.revision,
         trust_remote_code=settings.trust_remote_code,
         attn_implementation=settings.attn_implementation,
         dtype=settings.dtype.value,
@@ -254,10 +273,14 @@ def worker_spec(settings: SearchSettings | EvalSettings, facts: Facts, store: st
     )
 
 
-def worker_memory(settings: SearchSettings | EvalSettings, facts: Facts, manifest: Manifest | None) -> int:
-    """Bytes of host memory that a worker asks for: base model, ready variants, states, and 300 MiB of libraries."""
+def worker_memory(settings: SearchSettings | EvalSettings, facts: Facts, manifest: Manifest | None) -> HostMemory:
+    """Bytes of host memory that a worker asks for: base model, ready variants, states, and 300 MiB of libraries.
+
+    Where memory is short, ready variants but for one layer's can be done without.
+    """
     # On CPUs "auto" is float32; on a GPU the host only holds a file at a time, and asking for more does no harm.
     width = {"float16": 2, "bfloat16": 2}.get(settings.dtype.value, 4) / (4 if facts.dtype == "float32" else 2)
     base = facts.parameter_bytes * width
-    variants = sum(layer.dense_bytes * width for layer in manifest.layers) * len(manifest.levels) if manifest else 0
-    return int(base + min(settings.variant_memory, variants) + 300 * MIB)
+    layers = [layer.dense_bytes * width for layer in manifest.layers] if manifest else []
+    variants = min(settings.variant_memory, sum(layers) * len(manifest.levels)) if manifest else 0
+    return HostMemory(int(base + variants + 300 * MIB), int(variants), int(max(layers, default=0)))

@@ -24,6 +24,16 @@ class Progress:
         """A stage begins; what is returned is told the share that is done, 0 to 1."""
         return lambda share: None
 
+    def step(self, name: str) -> Callable[[float], None]:
+        """The same for what is too small for a line: it is seen while it lasts, on terminals only."""
+        return lambda share: None
+
+    def starting(self, workers: int | None) -> Callable[[float], None]:
+        """Workers are started, or with 0 the model is loaded in this process."""
+        if workers != 0:
+            self.note("starting workers")
+        return self.step("loading the model")
+
     def generation(self, row: GenerationRow, generations: int) -> None:
         """A generation was journaled."""
 
@@ -58,7 +68,9 @@ class RichProgress(Progress):
             disable=not self._console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._step: TaskID | None = None
         self._seconds: list[float] = []
+        self._layers: tuple[float, int] | None = None
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -86,6 +98,12 @@ class RichProgress(Progress):
         self._update(name, 0.0, 1.0)
         return share
 
+    def step(self, name: str) -> Callable[[float], None]:
+        if self._step is not None:
+            self._bars.remove_task(self._step)
+        self._step = task = self._bars.add_task(name, total=1.0)
+        return lambda done: self._bars.update(task, completed=done, visible=done < 1.0)
+
     def generation(self, row: GenerationRow, generations: int) -> None:
         self._seconds.append(row.seconds)
         recent = self._seconds[-5:]
@@ -99,8 +117,10 @@ class RichProgress(Progress):
 
     def layer(self, done: int, total: int, name: str) -> None:
         self._update("layers", done, total)
+        began, already = self._layers = self._layers or (time.monotonic(), done)
         if not self._console.is_terminal and (done == total or done % max(1, total // 10) == 0):
-            self.note(f"{done}/{total} layers")
+            seconds = (time.monotonic() - began) * (total - done) / (done - already) if done > already else None
+            self.note(f"{done}/{total} layers" + (f", {_duration(seconds)} left" if seconds else ""))
 
 
 def _duration(seconds: float) -> str:

@@ -3,7 +3,6 @@
 Holds: `Run`.
 """
 
-import json
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +10,7 @@ from evoray.configuration import Configuration
 from evoray.errors import UserError
 from evoray.run.directory import BEST
 from evoray.run.journal import GenerationRow, Journal
+from evoray.run.named import read_best
 from evoray.store import Location
 
 
@@ -44,12 +44,10 @@ class Run:
         Raises:
             UserError: there is none yet, or it is damaged.
         """
-        try:
-            return dict(json.loads((self.location / BEST).read_bytes()))
-        except FileNotFoundError:
-            raise UserError(f"{self.location} has no {BEST}; a search writes it after its first generation") from None
-        except (ValueError, TypeError):
-            raise UserError(f"{self.location / BEST} is damaged; run the same search again, which writes it") from None
+        best = read_best(self.location)
+        if best is None:
+            raise UserError(f"{self.location} has no {BEST}; a search writes it after its first generation")
+        return best
 
     @property
     def configuration(self) -> Configuration:

@@ -13,10 +13,13 @@ import numpy as np
 from evoray.baselines import uniform
 from evoray.cluster import Pool, open_pool
 from evoray.cluster.worker import versions
+from evoray.errors import UserError
 from evoray.evolve import Measurement, OnePlusLambda, Purpose, RaceResult, rng
 from evoray.run.directory import RunDirectory
 from evoray.run.journal import GenerationRecord, GenerationRow, Journal
 from evoray.run.judge import Judgement, judge, paired_interval
+from evoray.run.log import LOG, DriverLog
+from evoray.run.named import read_best
 from evoray.run.plan import SearchPlan, plan_search
 from evoray.run.progress import Progress
 from evoray.run.teacher import TaughtText, teach_text
@@ -57,7 +60,7 @@ def search(settings: SearchSettings, progress: Progress | None = None) -> Search
         EvorayError: workers or storage fail.
     """
     progress = progress or Progress()
-    plan = plan_search(settings)
+    plan = plan_search(settings, progress.step)
     with RunDirectory(settings.run) as run:
         run.settle(plan.identity, plan.settings.model_dump(mode="json"))
         strategy, journal = plan.strategy(), Journal(run.location)
@@ -65,21 +68,27 @@ def search(settings: SearchSettings, progress: Progress | None = None) -> Search
         reason = _why_stop(settings, journal, strategy)
         if reason is not None and (best := _concluded(run, plan, journal)) is not None:
             return SearchResult(str(run.location), best, reason)
+        log = DriverLog(run / LOG, progress)
         if journal.rows:
-            progress.note(f"going on with {run.location} after generation {journal.rows[-1].generation}")
-        with open_pool(
-            plan.spec,
-            workers=settings.workers,
-            address=settings.address,
-            allow_mixed=settings.allow_mixed,
-            wait=settings.wait,
-            memory=plan.memory,
-            note=progress.note,
-        ) as pool:
+            log.note(f"going on with {run.location} after generation {journal.rows[-1].generation}")
+        started = log.starting(settings.workers)
+        with (
+            log,
+            open_pool(
+                plan.spec,
+                workers=settings.workers,
+                address=settings.address,
+                allow_mixed=settings.allow_mixed,
+                wait=settings.wait,
+                memory=plan.memory,
+                note=log.note,
+            ) as pool,
+        ):
+            started(1.0)
             for note in pool.notes:
-                progress.note(f"note: {note}")
+                log.note(f"note: {note}")
             run.settle_device(asdict(pool.record), settings.allow_mixed)
-            driver = _Driver(plan, run, journal, strategy, pool, progress)
+            driver = _Driver(plan, run, journal, strategy, pool, log)
             reason = driver.evolve()
             return SearchResult(str(run.location), driver.conclude(), reason)
 
@@ -110,7 +119,10 @@ def _digests(plan: SearchPlan) -> dict[str, str]:
 
 def _concluded(run: RunDirectory, plan: SearchPlan, journal: Journal) -> dict[str, Any] | None:
     """What best.json holds, where it is the judged result of the journal's last generation on the same texts."""
-    best = run.read_best()
+    try:
+        best = read_best(run.location)
+    except UserError:
+        return None  # damaged: judged and written again
     last = journal.rows[-1].generation if journal.rows else 0
     same = best is not None and best.get("generation") == last and best.get("digests") == _digests(plan)
     return best if same and best is not None and "held_out" in best else None
@@ -149,6 +161,8 @@ class _Driver:
         return reason
 
     def _why_stop(self) -> str | None:
+        if self.strategy.parent is None:
+            return None  # without a start there is nothing to judge or to keep
         hours = self.plan.settings.max_hours
         reason = _why_stop(self.plan.settings, self.journal, self.strategy)
         if reason is None and hours is not None and time.monotonic() - self.began >= hours * 3600:
@@ -173,7 +187,11 @@ class _Driver:
         settings = self.plan.settings
         draws = rng(settings.seed, record.generation, Purpose.BATCHES, wanted.rung)
         batches = draw_batches(text.text, wanted.tokens, draws, settings.tokens_per_pass)
-        losses_NB = self.pool.measure(self.plan.space.rows(wanted.genotypes), text.works(batches), self.plan.fitness)
+        share = self.progress.step(f"generation {record.generation}, rung {wanted.rung + 1}")
+        losses_NB = self.pool.measure(
+            self.plan.space.rows(wanted.genotypes), text.works(batches), self.plan.fitness, share
+        )
+        share(1.0)
         record.add(wanted.rung, wanted.genotypes, batches, losses_NB)
         return losses_NB, self.plan.fitness.counted([cut for batch in batches for cut in batch.cuts])
 

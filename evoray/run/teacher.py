@@ -77,6 +77,9 @@ def teach_text(
         json.dumps([weights_digest, text.digest, tokens_per_pass, asdict(pool.record)], sort_keys=True).encode()
     ).hexdigest()
     known = _known(folder, key)
+    if folder is not None and not known:
+        for name in folder.list():  # of another key, or damaged
+            (folder / name).delete()
     teacher: dict[int, TeacherBlock] = {}
     for number, shard in enumerate(shards):
         name = f"{number:05d}.arrow"

@@ -189,7 +189,7 @@ class KillsInEveryPhase:
         victim = pids(self._pool)[len(self.phases) % 2]
         return Once(lambda: kill(victim))
 
-    def measure(self, rows_NL: np.ndarray, works: list[Work], fitness: Fitness) -> np.ndarray:
+    def measure(self, rows_NL: np.ndarray, works: list[Work], fitness: Fitness, progress: object = None) -> np.ndarray:
         return self._pool.measure(rows_NL, works, fitness, self._report("measure"))
 
     def teach(self, works: list[Work]) -> list[list[TeacherBlock]]:

@@ -14,7 +14,7 @@ from tiny import tiny_model
 from transformers import AutoModelForCausalLM
 
 from evoray.errors import UserError
-from evoray.model import ModelAdapter, checkpoint_facts, weights_digest
+from evoray.model import ModelAdapter, checkpoint_facts, model_folder, weights_digest
 from evoray.model.checkpoint import checkpoint_dtype, weight_files
 
 
@@ -56,6 +56,16 @@ def test_facts_are_those_of_the_loaded_model(
     # save_pretrained wrote each tensor once, in one dtype.
     stored = load_file(folder / "model.safetensors")
     assert facts.parameter_bytes == sum(tensor.numel() for tensor in stored.values()) * dtype.itemsize
+
+
+def test_a_folder_named_like_a_commit_has_no_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = _saved("llama", tmp_path / ("0123456789" * 4))
+    monkeypatch.chdir(tmp_path)
+    for model in (str(folder), folder.name):
+        assert checkpoint_facts(model).revision is None
+        assert model_folder(model) == folder
+    assert model_folder("embedded") is None
+    assert model_folder("someone/llama") is None
 
 
 def test_facts_read_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

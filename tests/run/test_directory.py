@@ -67,8 +67,9 @@ def test_a_place_that_is_no_folder_is_a_users_error(tmp_path: Path) -> None:
 
 def test_settings_that_differ_are_named(tmp_path: Path) -> None:
     with RunDirectory(str(tmp_path)) as run:
-        assert run.settle({"seed": 1, "tokens": (1, 2), "start": None}, {"workers": 1}) is False
-        assert run.settle({"seed": 1, "tokens": (1, 2), "start": None}, {"workers": 2}) is True
+        run.settle({"seed": 1, "tokens": (1, 2), "start": None}, {"workers": 1})
+        (tmp_path / "generations.parquet").touch()
+        run.settle({"seed": 1, "tokens": (1, 2), "start": None}, {"workers": 2})
         assert yaml.safe_load((tmp_path / "settings.yaml").read_text()) == {"workers": 2}
         with pytest.raises(UserError) as caught:
             run.settle({"seed": 2, "tokens": (1, 3), "start": None, "new": "x"}, {"workers": 3})
@@ -81,6 +82,7 @@ def test_settings_that_differ_are_named(tmp_path: Path) -> None:
 def test_another_device_is_refused_unless_mixed_is_allowed(tmp_path: Path) -> None:
     with RunDirectory(str(tmp_path)) as run:
         run.settle_device({"device": "cpu", "torch": "2.8"}, False)
+        (tmp_path / "generations.parquet").touch()
         run.settle_device({"device": "cpu", "torch": "2.8"}, False)
         with pytest.raises(UserError, match=r"\(device: cpu there, H200 now\)"):
             run.settle_device({"device": "H200", "torch": "2.8"}, False)
@@ -89,7 +91,22 @@ def test_another_device_is_refused_unless_mixed_is_allowed(tmp_path: Path) -> No
             run.settle_device({"device": "cpu", "torch": "2.9"}, False)
 
 
-@pytest.mark.parametrize("name", ["identity.json", "device.json", "best.json"])
+def test_a_try_that_measured_nothing_binds_nobody(tmp_path: Path) -> None:
+    with RunDirectory(str(tmp_path)) as run:
+        for seed in (1, 2):
+            run.settle({"seed": seed}, {})
+            run.settle_device({"device": f"number {seed}"}, False)
+            assert json.loads((tmp_path / "identity.json").read_text()) == {"seed": seed}
+            assert json.loads((tmp_path / "device.json").read_text()) == {"device": f"number {seed}"}
+        # The result of a run without generations, whose start was judged.
+        (tmp_path / "best.json").write_text("{}")
+        with pytest.raises(UserError, match="seed: 2 there, 3 now"):
+            run.settle({"seed": 3}, {})
+        with pytest.raises(UserError, match="device: number 2 there, number 3 now"):
+            run.settle_device({"device": "number 3"}, False)
+
+
+@pytest.mark.parametrize("name", ["identity.json", "device.json"])
 @pytest.mark.parametrize("damage", [b"", b'{"a": ', b"[1]", b"\xff\xfe"])
 def test_a_damaged_file_is_named(tmp_path: Path, name: str, damage: bytes) -> None:
     with RunDirectory(str(tmp_path)) as run:
@@ -97,7 +114,6 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, damage: bytes) -> No
         reads = {
             "identity.json": lambda: run.settle({}, {}),
             "device.json": lambda: run.settle_device({}, False),
-            "best.json": run.read_best,
         }
         with pytest.raises(UserError, match=rf"{name} is damaged"):
             reads[name]()

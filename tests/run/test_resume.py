@@ -9,6 +9,7 @@ import pytest
 from searches import Material, bits_of, searching_with
 
 from evoray.cluster import LocalPool
+from evoray.errors import EvorayError, UserError
 from evoray.run.journal import Journal
 from evoray.run.search import search
 from evoray.store import Location
@@ -89,6 +90,41 @@ def test_a_run_out_of_time_is_judged_and_goes_on(whole: dict[str, Any], material
     assert cut.reason == "--max-hours 1e-09 reached"
     assert cut.configuration == first.configuration
     assert "held_out" in cut.best
+    search(material.settings(tmp_path))
+    assert bits_of(tmp_path) == whole
+
+
+def test_time_ends_no_run_before_it_has_a_start(whole: dict[str, Any], material: Material, tmp_path: Path) -> None:
+    cut = search(material.settings(tmp_path, max_hours=1e-9))
+    assert cut.reason == "--max-hours 1e-09 reached"
+    assert [row.generation for row in Journal(Location.parse(tmp_path)).rows] == [0]
+    assert "held_out" in cut.best
+    search(material.settings(tmp_path))
+    assert bits_of(tmp_path) == whole
+
+
+def test_a_first_try_that_measured_nothing_is_replaced(
+    whole: dict[str, Any], pool: LocalPool, material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise EvorayError("out of memory; lower --tokens-per-pass")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool, "measure", fails)
+        with pytest.raises(EvorayError, match="out of memory"):
+            search(material.settings(tmp_path, tokens_per_pass=256))
+    search(material.settings(tmp_path))
+    assert bits_of(tmp_path) == whole
+    with pytest.raises(UserError, match="tokens_per_pass: 128 there, 256 now"):
+        search(material.settings(tmp_path, tokens_per_pass=256))
+
+
+@pytest.mark.parametrize("damage", ["", "{nope", "[]", "{}", '{"configuration": {}, "fitness": {}}'])
+def test_a_damaged_result_is_written_again(
+    whole: dict[str, Any], material: Material, tmp_path: Path, damage: str
+) -> None:
+    search(material.settings(tmp_path))
+    (tmp_path / "best.json").write_text(damage)
     search(material.settings(tmp_path))
     assert bits_of(tmp_path) == whole
 

@@ -1,5 +1,6 @@
 """The driver's loop: losses that are no numbers rank last, and a person is told what happens."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -7,15 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from searches import Material, searching_with
+from searches import Material, Told, searching_with
 
-from evoray.cluster import LocalPool
+from evoray.cluster import LocalPool, WorkerSpec
 from evoray.evaluator import Work
 from evoray.fitness import Fitness
+from evoray.model import checkpoint_facts
+from evoray.run.evaluate import evaluate
 from evoray.run.journal import GenerationRow, Journal
-from evoray.run.plan import plan_search
-from evoray.run.progress import Progress
+from evoray.run.plan import located, plan_search, worker_spec
 from evoray.run.search import search
+from evoray.settings import EvalSettings
 from evoray.store import Location
 
 
@@ -84,33 +87,54 @@ def test_a_search_in_which_nothing_can_be_measured_ends(
     assert math.isinf(json.loads((tmp_path / "best.json").read_text())["held_out"]["candidates"]["found"]["kl"])
 
 
-class Told(Progress):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.generations: list[int] = []
-        self.shares: dict[str, list[float]] = {}
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def stage(self, name: str) -> Callable[[float], None]:
-        return self.shares.setdefault(name, []).append
-
-    def generation(self, row: GenerationRow, generations: int) -> None:
-        self.generations.append(row.generation)
-
-
 def test_progress_is_told(material: Material, pool: LocalPool, tmp_path: Path) -> None:
     told = Told()
     search(material.settings(tmp_path, generations=2), told)
     assert told.generations == [0, 1, 2]
     assert {name: shares[-1] for name, shares in told.shares.items()} == {"teacher": 1.0, "judging": 1.0}
+    begin = ["reading the model's facts", "reading the search text", "reading the judging text", "loading the model"]
+    rungs = ["generation 0, rung 1", *(f"generation {number}, rung {rung}" for number in (1, 2) for rung in (1, 2))]
+    assert list(told.steps) == [*begin, *rungs]
+    for rung in rungs:
+        assert len(told.steps[rung]) > 1
+        assert told.steps[rung] == sorted(told.steps[rung])
+        assert told.steps[rung][-1] == 1.0
+    assert told.notes == []
     again = Told()
-    search(material.settings(tmp_path, generations=3), again)
-    assert again.notes == [f"going on with {tmp_path} after generation 2"]
+    search(material.settings(tmp_path, generations=3, workers=2), again)
+    assert again.notes == [f"going on with {tmp_path} after generation 2", "starting workers"]
     assert again.generations == [3]
+
+
+def test_relative_paths_are_made_absolute_once(
+    material: Material, pool: LocalPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(material.model).parent)
+    settings = material.settings(tmp_path / "run", generations=0, model="model", store="./store", data="text.jsonl")
+    spec = plan_search(settings).spec
+    assert (spec.model, spec.store) == (material.model, material.store)
+    best = search(settings).best
+    assert (best["model"], best["store"]) == (material.model, material.store)
+    monkeypatch.chdir(tmp_path)
+    with LocalPool(material.spec) as own, pytest.MonkeyPatch.context() as patch:
+        specs = list[WorkerSpec]()
+        patch.setattr("evoray.run.evaluate.open_pool", lambda spec, **_: specs.append(spec) or own)
+        evaluate(EvalSettings(configuration="run", data=material.text, eval_tokens=128, sequence_length=64, workers=0))
+    assert [(spec.model, spec.store) for spec in specs] == [(material.model, material.store)]
+
+
+def test_names_stay_names() -> None:
+    uri = "s3://bucket/store?region=us-east-1"  # with a region, so that nobody is asked for it
+    for model, store in [("embedded", uri), ("someone/llama", None)]:
+        found = located(EvalSettings(model=model, store=store, data="d"))
+        assert (found.model, found.store) == (model, store)
+
+
+def test_workers_load_the_commit_that_the_driver_saw(material: Material) -> None:
+    facts = dataclasses.replace(checkpoint_facts(material.model), model="someone/llama", revision="a" * 40)
+    settings = EvalSettings(model="someone/llama", data="d", revision="main")
+    assert worker_spec(settings, facts, None).revision == "a" * 40
+    assert worker_spec(settings, dataclasses.replace(facts, revision=None), None).revision == "main"
 
 
 def test_best_is_what_the_journal_says_after_every_generation(

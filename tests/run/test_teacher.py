@@ -121,7 +121,9 @@ def test_another_model_or_another_size_of_passes_is_another_teacher(
 ) -> None:
     folder = Location.parse(tmp_path)
     shards = taught(pool, text, folder)[1]
+    (tmp_path / "99999.arrow").write_bytes(b"of a longer text")
     assert taught(pool, text, folder, "another")[1] == shards
+    assert not (tmp_path / "99999.arrow").exists()
     assert taught(pool, text, folder, "another")[1] == 0
     assert taught(pool, text, folder)[1] == shards
     before = pool.calls

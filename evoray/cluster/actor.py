@@ -1,0 +1,127 @@
+"""The process of a worker under Ray.
+
+Holds: `WorkerActor`, `UnpreparedError`, `breaks_device`.
+
+What a process of Ray imports to know this class decides what it reads of its environment, so torch, transformers and
+what imports them come in only when the worker is built.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+import ray
+
+from evoray.cluster.worker import DeviceRecord, Worker, WorkerSpec, take_environment
+from evoray.errors import EvorayError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from evoray.evaluator import Work
+    from evoray.fitness import Fitness, TeacherBlock
+
+Result = TypeVar("Result")
+
+DIE_WITH_PARENT = 1
+"""`PR_SET_PDEATHSIG` of prctl(2), which only Linux has: a signal for when the parent, Ray's node process, is gone."""
+
+
+class UnpreparedError(Exception):
+    """The process was restarted while it had no call; it has to be prepared again, and no work is to blame."""
+
+
+class WorkerActor:
+    """The worker's process. Building the worker may fail, so that is a call with a result, not the constructor.
+
+    Args:
+        environment: of the driver, without secrets, because Ray's head keeps it. It is set here and not only with the
+            worker: a call that was sent to the process before this one brings its arguments, and the modules that
+            these need, before anything is prepared.
+    """
+
+    def __init__(self, environment: dict[str, str] | None = None) -> None:
+        take_environment(environment or {})
+        self.worker: Worker | None = None
+        # After its driver or node was killed, Ray would keep this process, and its device's memory, for a minute.
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
+
+    def hello(self) -> tuple[str, int]:
+        """The node and the process: Ray found a place for it, and it lives."""
+        return ray.get_runtime_context().get_node_id(), os.getpid()
+
+    def prepare(self, spec: WorkerSpec) -> tuple[DeviceRecord, tuple[str, ...]]:
+        """Builds the worker; returns its record and notes.
+
+        Raises:
+            UserError: see `Worker`.
+            EvorayError: this device or node can't, now; another one, or a new process later, may.
+        """
+        if self.worker is None:
+            try:
+                self.worker = Worker(spec)
+            except Exception as error:
+                if (cause := _device_error(error)) is None:
+                    raise
+                raise EvorayError(f"its device fails: {str(cause).strip().splitlines()[0]}") from None
+        return self.worker.record, self.worker.notes
+
+    def losses(self, rows_NL: np.ndarray, work: Work, fitness: Fitness) -> np.ndarray:
+        """See `Evaluator.losses`."""
+        worker = self._ready()
+        return _or_die(lambda: worker.losses(rows_NL, work, fitness))
+
+    def teach(self, work: Work) -> list[TeacherBlock]:
+        """See `Evaluator.teach`."""
+        worker = self._ready()
+        return _or_die(lambda: worker.teach(work))
+
+    def _ready(self) -> Worker:
+        if self.worker is None:
+            raise UnpreparedError
+        return self.worker
+
+
+def breaks_device(error: BaseException) -> bool:
+    """Whether a device's context is lost with this error: nothing in this process can use the device any more."""
+    import torch
+
+    # Errors of libraries on the device come as RuntimeError, and say "CUDA error: CUBLAS_STATUS_...".
+    kind = getattr(torch, "AcceleratorError", None)
+    return (kind is not None and isinstance(error, kind)) or (
+        isinstance(error, RuntimeError) and "CUDA error" in str(error)
+    )
+
+
+def _device_error(error: BaseException | None) -> BaseException | None:
+    """The error of the device, or its full memory, that an error comes from: a loader may have wrapped it."""
+    import torch
+
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError) or breaks_device(error):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _or_die(call: Callable[[], Result]) -> Result:
+    """The call's result. Where it breaks the device, this process ends: its work is done again in another one."""
+    try:
+        return call()
+    except RuntimeError as error:
+        if breaks_device(error):
+            _die(error)
+        raise
+
+
+def _die(error: BaseException) -> NoReturn:
+    logging.getLogger("evoray").error("the device failed, and this worker ends: %s", error)
+    logging.shutdown()
+    os._exit(1)

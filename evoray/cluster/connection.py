@@ -1,0 +1,76 @@
+"""Joining or starting Ray, and what its nodes have.
+
+Holds: `connect`, `Connection`, `nodes`.
+"""
+
+import logging
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from evoray.cluster.capacity import Node, usable_cores
+from evoray.cluster.ray_errors import first_line
+from evoray.errors import EvorayError, UserError
+
+CONNECT = 10.0
+"""Seconds for a connection to a cluster's address."""
+
+
+@dataclass(frozen=True)
+class Connection:
+    """How this process came to Ray.
+
+    Attributes:
+        ours: it was joined or started here, and is to be left here.
+        alone: it is this machine's alone, started here: no node will come.
+    """
+
+    ours: bool
+    alone: bool
+
+
+def connect(address: str | None, workers: int | None, threads: int) -> Connection:
+    """Joins or starts Ray.
+
+    Raises:
+        UserError: no cluster at this address.
+        EvorayError: Ray does not start here.
+    """
+    if ray.is_initialized():
+        return Connection(ours=False, alone=False)
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    alone = address == "local"
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if alone:
+        options["include_dashboard"] = False
+        # Ray knows the limits of a container. Only a laptop asked for more workers than it has cores needs more.
+        if (workers or 0) * threads > usable_cores():
+            options["num_cpus"] = (workers or 0) * threads
+    try:
+        _check_answers(address)
+        ray.init(address=address, **options)
+    except (OSError, RuntimeError, ValueError) as error:
+        if alone:
+            raise EvorayError(
+                f"Ray did not start on this machine: {first_line(error)}; --workers 0 does without it"
+            ) from error
+        raise UserError(
+            f"no Ray cluster at {address!r}: {first_line(error)}; start one, or leave out --address"
+        ) from None
+    return Connection(ours=True, alone=alone)
+
+
+def nodes() -> list[Node]:
+    """The nodes that are alive."""
+    found = [entry["Resources"] for entry in ray.nodes() if entry["Alive"]]
+    return [Node(has.get("CPU", 0), has.get("GPU", 0), has.get("memory", 0)) for has in found]
+
+
+def _check_answers(address: str) -> None:
+    """Raises OSError where nothing listens: Ray itself would go on trying for many minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT).close()
