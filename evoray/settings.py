@@ -139,7 +139,7 @@ class WorkSettings(Settings):
         1, ge=1, le=4096, description="Threads of torch in each worker; part of a run's bits."
     )
     address: str | None = Field(None, description="Address of a running Ray cluster. Default: a local one.")
-    wait: float = Field(600, ge=0, description="Seconds to wait for the first worker.")
+    wait: float = Field(600, ge=0, description="Seconds to wait for a worker to be placed; loading is not counted.")
     allow_mixed: bool = Field(False, description="Let workers of unlike devices in, and give up bit-equal losses.")
     tokens_per_pass: int = Field(2048, ge=8, description="Most tokens of a forward pass, padding included.")
     vocabulary_chunk: int = Field(16384, ge=256, description="Rows of the output head per matrix product.")
