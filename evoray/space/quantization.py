@@ -103,7 +103,9 @@ def _check_reachable(genes: Sequence[Gene], budget: Budget, weights: int, other_
     low = budget.describe(lowest, weights=weights, other_bytes=other_bytes, up=True)
     high = budget.describe(highest, weights=weights, other_bytes=other_bytes, up=False)
     where = "below the lowest" if allowance < lowest else "above the highest"
-    raise UserError(f"target {budget} is {where} that these levels reach: from {low} to {high}")
+    raise UserError(
+        f"target {budget} is {where} that these levels reach: from {low} to {high}; choose one between, or other levels"
+    )
 
 
 def judging_rows(manifest: PricedManifest, configuration: Mapping[str, str]) -> NDArray[np.int8]:
