@@ -22,9 +22,8 @@ from evoray.fitness import Fitness, PlacedTeacher, TeacherBlock, loss_head, plac
 from evoray.formats import dense_weight
 from evoray.model import ModelAdapter
 from evoray.model.probes import probe_ids
+from evoray.settings import BOUNDARY_BYTES, VARIANT_BYTES, VOCABULARY_CHUNK
 from evoray.store import VariantStore
-
-GIB = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -161,9 +160,9 @@ class Evaluator:
         store: VariantStore | None,
         *,
         droppable: Sequence[int] = (),
-        vocabulary_chunk: int = 16384,
-        boundary_bytes: int = GIB,
-        variant_bytes: int = 4 * GIB,
+        vocabulary_chunk: int = VOCABULARY_CHUNK,
+        boundary_bytes: int = BOUNDARY_BYTES,
+        variant_bytes: int = VARIANT_BYTES,
         reuse: bool = True,
         prefetch: bool | None = None,
     ) -> None:

@@ -58,6 +58,12 @@ Integers = Annotated[tuple[int, ...], BeforeValidator(_list)]
 Levels = Annotated[tuple[str, ...], BeforeValidator(_levels)]
 
 
+VOCABULARY_CHUNK = 16384
+BOUNDARY_BYTES = 1 << 30
+VARIANT_BYTES = 4 << 30
+"""What a worker takes where nobody says otherwise: rows of the head per product, and its two limits of memory."""
+
+
 class Device(StrEnum):
     """Where models run. `auto` takes CUDA where there is some."""
 
@@ -142,12 +148,12 @@ class WorkSettings(Settings):
     wait: float = Field(600, ge=0, description="Seconds to wait for a worker to be placed; loading is not counted.")
     allow_mixed: bool = Field(False, description="Let workers of unlike devices in, and give up bit-equal losses.")
     tokens_per_pass: int = Field(2048, ge=8, description="Most tokens of a forward pass, padding included.")
-    vocabulary_chunk: int = Field(16384, ge=256, description="Rows of the output head per matrix product.")
+    vocabulary_chunk: int = Field(VOCABULARY_CHUNK, ge=256, description="Rows of the output head per matrix product.")
     boundary_memory: Bytes = Field(
-        1 << 30, description="Memory for states at block boundaries, per worker. Default: 1GiB."
+        BOUNDARY_BYTES, description="Memory for states at block boundaries, per worker. Default: 1GiB."
     )
     variant_memory: Bytes = Field(
-        4 << 30, description="Memory for ready variants on the device, per worker. Default: 4GiB."
+        VARIANT_BYTES, description="Memory for ready variants on the device, per worker. Default: 4GiB."
     )
 
 

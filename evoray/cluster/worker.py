@@ -14,6 +14,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, TypeVar
 
 from evoray.errors import EvorayError, UserError
+from evoray.settings import BOUNDARY_BYTES, VARIANT_BYTES, VOCABULARY_CHUNK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
     from evoray.evaluator import Work
     from evoray.fitness import Fitness, TeacherBlock
-
-GIB = 1 << 30
 
 Result = TypeVar("Result")
 
@@ -80,9 +79,9 @@ class WorkerSpec:
     device: str = "auto"
     weights_digest: str | None = None
     threads: int = 1
-    vocabulary_chunk: int = 16384
-    boundary_bytes: int = GIB
-    variant_bytes: int = 4 * GIB
+    vocabulary_chunk: int = VOCABULARY_CHUNK
+    boundary_bytes: int = BOUNDARY_BYTES
+    variant_bytes: int = VARIANT_BYTES
     reuse: bool = True
     versions: dict[str, str] = field(default_factory=versions)
     environment: dict[str, str] = field(default_factory=forwarded_environment, repr=False)
