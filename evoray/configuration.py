@@ -1,6 +1,6 @@
 """Configurations as people read and write them: `layer: level`, a line each.
 
-Holds: `BASE`, `Configuration`, `parse_configuration`, `configuration_text`.
+Holds: `BASE`, `DROPPED`, `KEPT`, `Configuration`, `parse_configuration`, `configuration_text`.
 """
 
 import json
@@ -12,8 +12,14 @@ from evoray.errors import UserError
 BASE = "base"
 """The level of a layer that keeps its uncompressed weight."""
 
+DROPPED = "dropped"
+"""The level of a sublayer or block that the model does without."""
+
+KEPT = "kept"
+"""The level of a sublayer or block that could be dropped and is not."""
+
 Configuration = dict[str, str]
-"""Layer name -> level. A layer that is not named keeps its base weight."""
+"""Site -> level. A site is a layer, or a sublayer or block; one that is not named stays as it is in the base model."""
 
 
 def parse_configuration(text: str, origin: str = "configuration") -> Configuration:

@@ -3,7 +3,7 @@
 Holds: `Mutation`, `LevelSwitch`.
 
 Legend: G genes, S groups of equal steps. `down_G` is what each gene frees by one level down, `up_G` what it pays
-for one level up, 0 where it can't.
+for one level up, 0 where it can't. A switch of levels stays inside one budget of the space.
 """
 
 from dataclasses import dataclass
@@ -31,9 +31,10 @@ class LevelSwitch:
     With `equal_steps` a switch takes one gene a level down and another a level up, both steps of exactly the same
     cost, so the total never changes. The group (all steps of that cost) is drawn with a probability proportional to
     the number of genes in it, among groups that have such a pair; then the pair is uniform. With levels 2, 3, 4, ...
-    and layers of one size to a group this is the paper's.
+    and layers of one size to a group this is the paper's; so it is for sublayers, of which one is dropped for another.
 
-    Without it, genes of all sizes trade with each other:
+    Without it, genes of all sizes trade with each other. Where a space has more than one budget, one is drawn first,
+    with a probability proportional to its genes that can go up:
 
     1. A gene is drawn uniformly among those that could go up if all others went to their lowest, and goes up.
        Up comes first because the budget binds there: were pairs drawn and thrown away when over the limit, large
@@ -95,9 +96,10 @@ class LevelSwitch:
         return child if done and space.is_legal(child) else None
 
     def _equal_switch(self, space: Space, levels_G: NDArray[np.int64], rng: np.random.Generator) -> bool:
-        down_G, up_G = _steps(space, levels_G)
-        costs_S, genes_S = space.step_groups
-        down_SG, up_SG = down_G == costs_S[:, None], up_G == costs_S[:, None]
+        down_G, up_G = space.steps(levels_G)
+        budgets_S, costs_S, genes_S = space.step_groups
+        inside_SG = space.budget_G == budgets_S[:, None]
+        down_SG, up_SG = inside_SG & (down_G == costs_S[:, None]), inside_SG & (up_G == costs_S[:, None])
         pairs_S = down_SG.sum(axis=1) * up_SG.sum(axis=1) - (down_SG & up_SG).sum(axis=1)
         weights_S = np.where(pairs_S > 0, genes_S, 0)
         if not weights_S.any():
@@ -114,20 +116,19 @@ class LevelSwitch:
         return True
 
     def _free_switch(self, space: Space, levels_G: NDArray[np.int64], rng: np.random.Generator) -> bool:
-        costs_GK, numbers_G = space.costs_GK, np.arange(len(levels_G))
-        _, up_G = _steps(space, levels_G)
-        floor_G = costs_GK[:, 0]
-        least_G = floor_G.sum() - floor_G + costs_GK[numbers_G, levels_G] + up_G
-        candidates_G = (up_G > 0) & (least_G <= space.limit)
+        _, up_G = space.steps(levels_G)
+        limits_R = np.array(space.limits, dtype=np.int64)
+        candidates_G = (up_G > 0) & (space.least_up(levels_G) <= limits_R[space.budget_G])
         if not candidates_G.any():
             return False
         first = _draw(candidates_G, rng)
-        slack = space.limit - int(costs_GK[numbers_G, levels_G].sum()) - int(up_G[first])
+        budget = int(space.budget_G[first])
+        slack = int(limits_R[budget]) - space.totals(levels_G.tolist())[budget] - int(up_G[first])
         levels_G[first] += 1
         if slack >= 0 and rng.integers(2):
             return True
         slack, lowered_G = self._lower(space, levels_G, first, slack, rng)
-        self._refill(space, levels_G, lowered_G, slack, rng)
+        self._refill(space, levels_G, lowered_G, budget, slack, rng)
         return True
 
     def _lower(
@@ -135,10 +136,13 @@ class LevelSwitch:
     ) -> tuple[int, NDArray[np.bool_]]:
         """Takes genes other than `first` down, at least one step where one can, until there is no debt."""
         lowered_G = np.zeros(len(levels_G), dtype=np.bool_)
+        others_G = space.budget_G == space.budget_G[first]
+        others_G[first] = False
+        if space.owner_G[first] >= 0:  # what `first` is part of must stay
+            others_G[space.owner_G[first]] = False
         steps = 0
         while slack < 0 or steps == 0:
-            down_G, _ = _steps(space, levels_G)
-            down_G[first] = 0
+            down_G = np.where(others_G, space.steps(levels_G)[0], 0)
             enough_G = down_G >= max(1, -slack)
             choice_G = enough_G if steps >= self.repairs and enough_G.any() else down_G > 0
             if not choice_G.any():  # only without debt: `first` was drawn so that lowering the others covers it
@@ -155,23 +159,26 @@ class LevelSwitch:
         space: Space,
         levels_G: NDArray[np.int64],
         lowered_G: NDArray[np.bool_],
+        budget: int,
         slack: int,
         rng: np.random.Generator,
     ) -> None:
-        """Takes genes that were not lowered up, while the slack pays for it."""
-        for _ in range(self.refills):
-            _, up_G = _steps(space, levels_G)
-            choice_G = (up_G > 0) & (up_G <= slack) & ~lowered_G
+        """Takes genes that were not lowered up, while the slack pays for it.
+
+        What a dropped sublayer frees would be wasted by a step or two, so then there is no limit to the steps.
+        """
+        dropped = bool((lowered_G & (levels_G == 0) & space.switches_G).any())
+        others_G = ~lowered_G & (space.budget_G == budget)
+        steps = 0
+        while dropped or steps < self.refills:
+            up_G = space.steps(levels_G)[1]
+            choice_G = (up_G > 0) & (up_G <= slack) & others_G
             if not choice_G.any():
                 return
             raised = _draw(choice_G, rng)
             slack -= int(up_G[raised])
             levels_G[raised] += 1
-
-
-def _steps(space: Space, levels_G: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    numbers_G = np.arange(len(levels_G))
-    return space.steps_GK[numbers_G, levels_G], space.steps_GK[numbers_G, levels_G + 1]
+            steps += 1
 
 
 def _draw(weights: NDArray[np.bool_] | NDArray[np.int64], rng: np.random.Generator) -> int:

@@ -12,15 +12,19 @@ _REPEATS = 100
 """Genotypes seen before that are drawn in a row before a space counts as exhausted."""
 
 
-def ceiling(space: Space) -> Genotype:
-    """All genes at the lowest common level index whose total is above the limit; the highest where none is.
+def ceiling(space: Space, budget: int = 0) -> Genotype:
+    """The genes of a budget at the lowest common level index whose total is above its limit; the highest where none is.
 
-    For bitwidths 2, 3, 4, ... and 2.5 bits that is 3 everywhere. Genes with fewer levels stop at their last.
+    For bitwidths 2, 3, 4, ... and 2.5 bits that is 3 everywhere. Genes with fewer levels stop at their last. Genes of
+    other budgets, and what can be dropped beside the levels of layers, are at their highest.
     """
     highest = space.highest()
     for index in range(max(highest) + 1):
-        genotype = tuple(min(index, last) for last in highest)
-        if space.cost(genotype) > space.limit:
+        genotype = tuple(
+            last if gene.members or gene.budget != budget else min(index, last)
+            for gene, last in zip(space.genes, highest, strict=True)
+        )
+        if space.totals(genotype)[budget] > space.limits[budget]:
             return genotype
     return highest
 
@@ -29,24 +33,30 @@ def random_legal(space: Space, rng: np.random.Generator) -> Genotype:
     """Starts at the ceiling and takes random genes one level down until the total fits, as the paper does.
 
     What the last step freed beyond need is then given to random genes that can go up within it, for steps here
-    may differ widely in cost and the paper's don't. Terminates in any space: each step down lowers the total, and
-    the lowest genotype is legal.
+    may differ widely in cost and the paper's don't. One budget after the other; where sublayers may be dropped beside
+    the levels of layers, none is while lower levels will do. Terminates in any space: each step down lowers the total,
+    and the lowest genotype is legal.
     """
-    numbers_G = np.arange(len(space.genes))
-    levels_G = np.array(ceiling(space), dtype=np.int64)
-    slack = space.limit - space.cost(tuple(levels_G.tolist()))
-    while slack < 0:
-        lowered = rng.choice(np.flatnonzero(levels_G > 0))
-        slack += int(space.steps_GK[lowered, levels_G[lowered]])
-        levels_G[lowered] -= 1
-    while True:
-        up_G = space.steps_GK[numbers_G, levels_G + 1]
-        choices = np.flatnonzero((up_G > 0) & (up_G <= slack))
-        if not len(choices):
-            return tuple(levels_G.tolist())
-        raised = rng.choice(choices)
-        slack -= int(up_G[raised])
-        levels_G[raised] += 1
+    levels_G = np.array(space.highest(), dtype=np.int64)
+    for budget, limit in enumerate(space.limits):
+        here_G = space.budget_G == budget
+        levels_G = np.where(here_G, np.array(ceiling(space, budget), dtype=np.int64), levels_G)
+        slack = limit - space.totals(levels_G.tolist())[budget]
+        while slack < 0:
+            down_G = np.where(here_G, space.steps(levels_G)[0], 0)
+            choices = np.flatnonzero((down_G > 0) & ~space.switches_G)
+            lowered = rng.choice(choices if len(choices) else np.flatnonzero(down_G > 0))
+            slack += int(down_G[lowered])
+            levels_G[lowered] -= 1
+        while True:
+            up_G = space.steps(levels_G)[1]
+            choices = np.flatnonzero(here_G & (up_G > 0) & (up_G <= slack))
+            if not len(choices):
+                break
+            raised = rng.choice(choices)
+            slack -= int(up_G[raised])
+            levels_G[raised] += 1
+    return tuple(levels_G.tolist())
 
 
 def initial(space: Space, count: int, rng: np.random.Generator) -> tuple[Genotype, ...]:

@@ -1,10 +1,12 @@
 """What spaces ask of a store's manifest: names, shapes and prices. Any object with these attributes serves.
 
-Holds: `PricedLevel`, `PricedLayer`, `PricedManifest`, `layer_levels`, `MOST_LEVELS`.
+Holds: `PricedLevel`, `PricedLayer`, `PricedManifest`, `PricedDroppable`, `BareLayer`, `BareManifest` (a model without
+a store), `layer_levels`, `MOST_LEVELS`.
 """
 
 from collections.abc import Mapping
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from evoray.errors import UserError
 
@@ -20,6 +22,11 @@ class PricedLevel(Protocol):
 
     @property
     def bytes(self) -> int: ...
+
+    @property
+    def kept(self) -> int | None:
+        """Weights that the level leaves; None for all."""
+        ...
 
 
 class PricedLayer(Protocol):
@@ -51,6 +58,12 @@ class PricedManifest(Protocol):
     """All layers, with the bytes of everything else in the checkpoint."""
 
     @property
+    def kind(self) -> str: ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+
+    @property
     def levels(self) -> tuple[str, ...]: ...
 
     @property
@@ -58,6 +71,58 @@ class PricedManifest(Protocol):
 
     @property
     def layers(self) -> tuple[PricedLayer, ...]: ...
+
+
+class PricedDroppable(Protocol):
+    """A sublayer or block that can be dropped."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def block(self) -> int: ...
+
+    @property
+    def kind(self) -> str:
+        """attn, mlp or block."""
+        ...
+
+    @property
+    def layers(self) -> tuple[str, ...]: ...
+
+    @property
+    def other_bytes(self) -> int:
+        """Bytes of what goes with it and is no layer: biases, norms inside."""
+        ...
+
+
+@dataclass(frozen=True)
+class BareLayer:
+    """A layer of a model without a store: it has no level but its base weight."""
+
+    name: str
+    block: int
+    out_features: int
+    in_features: int
+    dense_bytes: int
+    record_bytes: int = 0
+    costs: Mapping[str, PricedLevel] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BareManifest:
+    """A model without a store, for searches that only drop.
+
+    Attributes:
+        layers: of the model.
+        dense_bytes: of everything else in its checkpoint.
+    """
+
+    layers: tuple[BareLayer, ...]
+    dense_bytes: int
+    levels: tuple[str, ...] = ()
+    kind: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def layer_levels(manifest: PricedManifest) -> tuple[tuple[str, ...], ...]:

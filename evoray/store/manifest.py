@@ -43,11 +43,13 @@ class LevelCost(_Frozen):
 
     Attributes:
         code_bits: bits of the codes alone (bits * weights), as papers count them.
-        bytes: codes, scales and zero points as the store's cost format counts them.
+        bytes: codes, scales, zero points, masks and values as the store's cost format counts them.
+        kept: weights that are not made zero; None for all.
     """
 
     code_bits: int = Field(ge=0)
     bytes: int = Field(ge=0)
+    kept: int | None = Field(None, ge=0)
 
 
 class LayerEntry(_Frozen):

@@ -38,7 +38,14 @@ def test_targets_that_are_no_amount_are_refused(target):
 
 @pytest.mark.parametrize(
     ("measure", "target", "level"),
-    [(Measure.BITS, 3.0, "3"), (Measure.BITS, 4, "4"), (Measure.BITS, 3.5, None), (Measure.BPW, 3.0, None)],
+    [
+        (Measure.BITS, 3.0, "3"),
+        (Measure.BITS, 4, "4"),
+        (Measure.BITS, 3.5, None),
+        (Measure.BPW, 3.0, None),
+        (Measure.SPARSITY, 0.5, "0.5"),
+        (Measure.BITS, 5, None),
+    ],
 )
 def test_only_whole_targets_in_bits_name_a_level(measure, target, level):
-    assert Budget(measure, target).whole_level == level
+    assert Budget(measure, target).whole_level(["2", "3", "4", "0.5"]) == level

@@ -72,7 +72,7 @@ def test_configurations_of_another_space_are_named(space, configuration, says):
 
 def test_step_costs_match_the_genes(space):
     assert space.steps_GK.tolist() == [[0, 20, 0, 0], [0, 3, 3, 0]]
-    assert [array.tolist() for array in space.step_groups] == [[3, 20], [1, 1]]
+    assert [array.tolist() for array in space.step_groups] == [[0, 0], [3, 20], [1, 1]]
     with pytest.raises(ValueError, match="read-only"):
         space.steps_GK[0, 0] = 1
 
