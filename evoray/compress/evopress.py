@@ -183,9 +183,14 @@ def _look(files: Mapping[str, Mapping[str, Path]], shapes: Mapping[str, tuple[in
     return scale_name(dtype), size
 
 
+def _dictionary(factory: Any = None) -> collections.OrderedDict[Any, Any]:
+    return collections.OrderedDict()
+
+
 def _load(file: Path) -> Any:
-    # `errors.pth` holds nested defaultdicts; nothing else beyond torch's own list of harmless types is let in.
-    with torch.serialization.safe_globals([collections.defaultdict, dict, list]):
+    # `errors.pth` holds nested defaultdicts, which torch does not fill: they are read as dictionaries of another kind.
+    # Nothing else beyond torch's own list of harmless types is let in.
+    with torch.serialization.safe_globals([(_dictionary, "collections.defaultdict"), dict, list]):
         try:
             try:
                 return torch.load(file, map_location="cpu", weights_only=True, mmap=True)

@@ -155,4 +155,4 @@ def _unstream(stream: Buffer, bits: int, codes: int, device: torch.device | str)
     rows = math.ceil(codes / _ROW)
     packed = torch.zeros(rows * _ROW * bits // 8, dtype=torch.uint8, device=device)
     packed[: len(stream)] = tensor_of(stream, torch.uint8).to(device)
-    return unpack_codes(packed.view(torch.int32).view(rows, -1), bits, _ROW).view(-1)[:codes]
+    return unpack_codes(packed.view(torch.int32).view(rows, _ROW * bits // 32), bits, _ROW).view(-1)[:codes]
