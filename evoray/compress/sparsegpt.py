@@ -97,8 +97,8 @@ def sparsegpt(
         segments = [want for want in wanted if (want.grid is not None) is coded]
         for piece in _pieces(segments, rows_of, len(factor_II)):
             rule = _Coding(piece, rows_of, factor_II, dead_I) if coded else _Pruning(piece, rows_of, factor_II, dead_I)
-            row_R = torch.cat([torch.arange(len(stacked_OI))[rows_of[want.layer]] for want in piece])
-            row_R = row_R.to(hessian_II.device)
+            spans = [rows_of[want.layer] for want in piece]
+            row_R = torch.cat([torch.arange(span.start, span.stop, device=hessian_II.device) for span in spans])
             column_loop(stacked_OI.T, factor_II, row_R, rule, block=BLOCK, run=_RUN)
             for index, want in enumerate(piece):
                 found[want.layer][want.level] = rule.made(index, value_dtype)
