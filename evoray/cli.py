@@ -197,7 +197,7 @@ def _verb(kind: type[Settings], name: str, example: str, *, as_json: bool = Fals
     "evoray build --model meta-llama/Llama-3.1-8B --data wikitext:wikitext-2-raw-v1 --store variants",
 )
 def _build(settings: BuildSettings) -> None:
-    """Make the variants of every layer: quantized at each of several bitwidths."""
+    """Make the variants of every layer: quantized, sparse, or both, at each of several levels."""
     from evoray.report.dry_run import build_estimate
     from evoray.report.tables import inspect
     from evoray.run.build import run_build

@@ -200,7 +200,7 @@ def test_a_flipped_byte_names_layer_and_level(call: Call, material: Material, tm
         (["--method", "rtn", "--levels", "1,9"], "level 1: codes have 2 to 8 bits"),
         (["--method", "rtn", "--levels", ""], "no levels to build"),
         (["--method", "rtn", "--levels", "3,3"], "level 3 is named twice"),
-        (["--method", "awq"], "--method 'awq': should be 'gptq' or 'rtn'"),
+        (["--method", "awq"], "--method 'awq': should be 'gptq', 'rtn', 'sparsegpt', 'wanda' or 'magnitude'"),
         (["--method", "gptq"], "method gptq needs Hessian text"),
         (["--method", "rtn", "--group-size", "32", "--store", "/proc/nope/store"], "--store /proc/nope/store can't be"),
     ],

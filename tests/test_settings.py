@@ -110,6 +110,55 @@ def test_gptq_needs_text() -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"method": "wanda"}, "method wanda makes no variants of kind quantization; choose one of gptq, rtn"),
+        ({"kind": "sparsity", "method": "gptq"}, "of kind sparsity; choose one of sparsegpt, wanda, magnitude"),
+        ({"kind": "joint", "method": "wanda"}, "of kind joint; choose one of sparsegpt, magnitude"),
+        ({"kind": "sparsity"}, "method sparsegpt needs Hessian text: give --data, or use --method magnitude"),
+        ({"kind": "joint"}, "method sparsegpt needs Hessian text: give --data, or use --method magnitude"),
+        ({"kind": "depth"}, "--kind 'depth': should be 'quantization', 'sparsity' or 'joint'"),
+        ({"target_sparsity": 0.5, "data": "d"}, "--target-sparsity does not go with --kind quantization: steps are"),
+        ({"kind": "joint", "steps": 3, "data": "d"}, "--steps does not go with --kind joint: steps are for --kind spa"),
+        (
+            {"kind": "sparsity", "levels": "0.5", "steps": 3, "data": "d"},
+            "--steps does not go with --levels: give sparsities or steps; leave out one of them",
+        ),
+        (
+            {"kind": "sparsity", "step_weights": 3, "data": "d"},
+            "--step-weights needs a --target-sparsity for the steps",
+        ),
+        ({"kind": "sparsity", "target_sparsity": 1, "data": "d"}, "--target-sparsity 1: should be less than 1"),
+        ({"kind": "sparsity", "target_sparsity": 0.5, "steps": 64, "data": "d"}, "--steps 64: should be less than or"),
+        ({"kind": "sparsity", "group_size": 64, "data": "d"}, "--group-size does not go with --kind sparsity: it is"),
+        ({"kind": "sparsity", "cost_format": "tight", "data": "d"}, "--cost-format does not go with --kind sparsity"),
+        ({"from_evopress": "f", "levels": "2,3"}, "--levels does not go with --from-evopress: the folder decides them"),
+        ({"from_evopress": "f", "data": "d"}, "--data does not go with --from-evopress"),
+        ({"from_evopress": "f", "kind": "joint"}, "EvoPress makes no joint variants; give --kind quantization or spar"),
+        ({"from_evopress": "f", "kind": "sparsity", "group_size": 64}, "--group-size does not go with --kind sparsity"),
+    ],
+)
+def test_what_does_not_go_together_in_a_build(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_settings(BuildSettings, {"model": "m", "store": "s", **given})
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_build_may_be() -> None:
+    for given in (
+        {"data": "d"},
+        {"method": "rtn", "hessian_level": 3},
+        {"kind": "sparsity", "method": "magnitude", "target_sparsity": "0.5", "steps": "4"},
+        {"kind": "joint", "data": "d", "group_size": 64, "hessian_level": "4x0.5"},
+        {"from_evopress": "f", "group_size": 64, "cost_format": "tight"},
+    ):
+        settings = load_settings(BuildSettings, {"model": "m", "store": "s", **given})
+        assert settings.levels is None
+        assert settings.hessian_level in (None, "3", "4x0.5")
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("- a\n", "must hold `key: value` lines, it holds a list"),

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from evoray.compress.gptq import gptq
 from evoray.compress.hessian import HessianWalk, SharedHessian, relative_errors
-from evoray.compress.plan import check_group_size, layer_entry
-from evoray.compress.recipe import KIND, HessianInputs, Recipe
-from evoray.compress.rtn import rtn
-from evoray.errors import EvorayError, UserError
+from evoray.compress.outliers import outlier_ratios
+from evoray.compress.plan import check_text, layer_entry
+from evoray.compress.recipe import HessianInputs, Levels, Recipe
+from evoray.errors import EvorayError
 from evoray.formats import dense_weight
-from evoray.formats.packed import SCALE_DTYPES, QuantizedWeight, to_variant
 from evoray.model import ModelAdapter
 from evoray.store import Manifest, StoreWriter, VariantStore
 from evoray.store.cache import NodeCache
@@ -30,9 +28,6 @@ from evoray.tokens import TokenText
 
 Progress: TypeAlias = Callable[[int, int, str], None]
 """Takes (finished layers, all layers, name of the layer just finished or of what goes on)."""
-
-Levels: TypeAlias = dict[int, QuantizedWeight]
-"""Bits -> quantized weight of one layer."""
 
 _logger = logging.getLogger(__name__)
 
@@ -49,7 +44,7 @@ def build(
     """Makes the variants of every layer and finishes the store.
 
     Layers that the writer has already are not computed again; the result is the same, bit by bit. The layer error of
-    a variant is that of `relative_errors`: of the layer's output for GPTQ, of the weight for round to nearest.
+    a variant is that of `relative_errors`: of the layer's output where there is a Hessian, else of the weight.
 
     Args:
         adapter: the base model. Its weights are swapped on the way, and all base weights are back at the end.
@@ -63,7 +58,7 @@ def build(
         The manifest of the finished store.
 
     Raises:
-        UserError: the group size does not fit, the text is missing, or a finished layer's file is corrupt.
+        UserError: the recipe does not fit the layers, the text is missing, or a finished layer's file is corrupt.
         EvorayError: weights or Hessians that can't be used, or files that can't be written.
         ValueError: writer, recipe and text don't belong together.
 
@@ -73,9 +68,8 @@ def build(
         >>> writer = StoreWriter("my-store", header)      # refuses a store made otherwise  # doctest: +SKIP
         >>> manifest = build(ModelAdapter(load_model("gpt2")), writer, recipe, text)       # doctest: +SKIP
     """
-    check_group_size({name: ref.in_features for name, ref in adapter.layers.items()}, recipe.group_size)
-    if recipe.needs_text and text is None:
-        raise UserError(f"method {recipe.method.value} needs text for its Hessians; name some by --data, or use rtn")
+    recipe.check({name: (ref.out_features, ref.in_features) for name, ref in adapter.layers.items()})
+    check_text(recipe, text)
     _check_header(writer, recipe, text if recipe.needs_text else None)
     work = _Build(adapter, writer, recipe, progress or (lambda done, total, name: None), note)
     try:
@@ -92,12 +86,12 @@ def build(
 def _check_header(writer: StoreWriter, recipe: Recipe, text: TokenText | None) -> None:
     header = writer.header
     expected = {
-        "kind": KIND,
-        "method": recipe.method.value,
+        "kind": recipe.kind,
+        "method": str(recipe.method),
         "levels": recipe.labels,
         "group_size": recipe.group_size,
         "symmetric": recipe.symmetric,
-        "cost_format": recipe.cost_format.value,
+        "cost_format": str(recipe.cost_format),
         "text_digest": text.digest if text is not None else None,
     }
     found = {key: getattr(header, key) for key in expected}
@@ -122,17 +116,17 @@ class _Build:
         self.recipe = recipe
         self.progress = progress
         self.note = note
-        self.scale_dtype = SCALE_DTYPES[writer.header.scale_dtype]
+        self.compressor = recipe.compressor(writer.header)
         self.todo = [name for name in adapter.layers if name not in writer.finished_layers()]
         self._report("start")
 
     def without_hessians(self) -> None:
-        """Round to nearest, layer by layer."""
+        """Layer by layer, by weights alone."""
         for name in self.todo:
-            self._write(name, self._rtn(name), None)
+            self._write(name, self.compressor.alone(self._weight(name)), None)
 
     def with_hessians(self, text: TokenText) -> None:
-        """GPTQ, block by block."""
+        """Block by block, by the inputs of its layers."""
         missing = set(self.todo)
         if not missing:
             return
@@ -140,23 +134,23 @@ class _Build:
         for name, ref in self.adapter.layers.items():
             blocks[ref.block].append(name)
         last = max(block for block, names in enumerate(blocks) if missing & set(names))
-        quantized = self.recipe.hessian_inputs is HessianInputs.QUANTIZED
+        following = self.recipe.hessian_inputs is HessianInputs.QUANTIZED
         walk = HessianWalk(self.adapter, text, self.recipe.tokens_per_pass)
         blind: list[str] = []
         for block, names in enumerate(blocks[: last + 1]):
             made: dict[str, Levels] = {}
             if missing & set(names):
                 # With base weights the pass that looks moves the states on, too.
-                for shared in walk.observe(block, names, advance=not quantized):
+                for shared in walk.observe(block, names, advance=not following):
                     if missing & set(shared.layers):
-                        made |= self._gptq(shared, missing)
+                        made |= self._group(shared, missing)
                 for name in [name for name in names if name in missing - set(made)]:
-                    made[name] = self._rtn(name)
+                    made[name] = self.compressor.alone(self._weight(name))
                     self._write(name, made[name], None)
                     blind.append(name)
-            elif not quantized:
+            elif not following:
                 walk.advance(block)
-            if quantized and block < last:
+            if following and block < last:
                 for name in names:
                     self._swap(name, made.get(name))
                 walk.advance(block)
@@ -165,72 +159,49 @@ class _Build:
                         self.adapter.restore(name)
         if blind:
             listed = ", ".join(blind[:3]) + (f" and {len(blind) - 3} more" if len(blind) > 3 else "")
-            self.note(f"the Hessian text gave no input to {len(blind)} layers, which are rounded to nearest: {listed}")
+            done = self.recipe.textless[1]
+            self.note(f"the Hessian text gave no input to {len(blind)} layers, which are {done}: {listed}")
 
-    def _gptq(self, shared: SharedHessian, missing: set[str]) -> dict[str, Levels]:
+    def _group(self, shared: SharedHessian, missing: set[str]) -> Mapping[str, Levels]:
         """Makes all layers of a group, and writes those that are missing.
 
         A group is always made as a whole, so that its matrix products have the shapes, and the bits, of the first time.
         """
-        weights = {name: self._weight(name) for name in shared.layers}
-        solution = gptq(
-            weights,
-            shared.matrix_II,
-            self.recipe.levels,
-            group_size=self.recipe.group_width(len(shared.matrix_II)),
-            symmetric=self.recipe.symmetric,
-            scales=self.recipe.scales,
-            scale_dtype=self.scale_dtype,
-            damping=self.recipe.damping,
-            act_order=self.recipe.act_order,
-        )
-        if solution.damping != self.recipe.damping:
-            self.note(
-                f"the Hessian of {', '.join(shared.layers)} took a damping of {solution.damping:g} "
-                f"instead of {self.recipe.damping:g}; more Hessian text may help"
-            )
+        made = self.compressor.with_hessian({name: self._weight(name) for name in shared.layers}, shared.matrix_II)
+        for note in made.notes:
+            self.note(note)
         for name in shared.layers:
             if name in missing:
-                self._write(name, solution.weights[name], shared.matrix_II)
-        return solution.weights
-
-    def _rtn(self, name: str) -> Levels:
-        weight_OI = self._weight(name)
-        return rtn(
-            weight_OI,
-            self.recipe.levels,
-            group_size=self.recipe.group_width(weight_OI.shape[1]),
-            symmetric=self.recipe.symmetric,
-            scales=self.recipe.scales,
-            scale_dtype=self.scale_dtype,
-        )
+                self._write(name, made.layers[name], shared.matrix_II)
+        return made.layers
 
     def _weight(self, name: str) -> Tensor:
         weight_OI = self.adapter.weight_OI(name).to(torch.float32)
         if not bool(weight_OI.isfinite().all()):
-            raise EvorayError(f"layer {name} has weights that are not finite; the checkpoint can't be quantized")
+            raise EvorayError(f"layer {name} has weights that are not finite; the checkpoint can't be compressed")
         return weight_OI
 
     def _write(self, name: str, levels: Levels, hessian_II: Tensor | None) -> None:
         ref = self.adapter.layers[name]
         weight_OI = self._weight(name)
-        dequantized = (weight.dequantize(torch.float32) for weight in levels.values())
-        errors = relative_errors(weight_OI, dequantized, hessian_II)
+        dense = (weight.dequantize(torch.float32) for weight in levels.values())
+        errors = relative_errors(weight_OI, dense, hessian_II)
         variants = [
-            to_variant(name, str(bits), weight, error)
-            for (bits, weight), error in zip(levels.items(), errors, strict=True)
+            weight.to_variant(name, level, error) for (level, weight), error in zip(levels.items(), errors, strict=True)
         ]
-        self.writer.write(layer_entry(name, ref.block, ref.out_features, ref.in_features, self.writer.header), variants)
+        entry = layer_entry(name, ref.block, ref.out_features, ref.in_features, self.writer.header)
+        outliers = outlier_ratios(weight_OI, hessian_II)
+        self.writer.write(entry.model_copy(update={"outliers": outliers}), variants)
         self._report(name)
 
     def _swap(self, name: str, made: Levels | None) -> None:
-        """Gives a layer its weight in the model quantized so far: just made, or read back from the store."""
-        bits = self.recipe.quantized_level
+        """Gives a layer its weight in the model compressed so far: just made, or read back from the store."""
+        level = self.recipe.inputs_level
         base = self.adapter.layers[name].base
         if made is not None:
-            weight_OI = made[bits].dequantize(base.dtype)
+            weight_OI = made[level].dequantize(base.dtype)
         else:
-            weight_OI = dense_weight(self._finished.read(name, str(bits)), base.dtype, base.device)
+            weight_OI = dense_weight(self._finished.read(name, level), base.dtype, base.device)
         self.adapter.swap(name, self.adapter.ready(name, weight_OI))
 
     @functools.cached_property

@@ -6,10 +6,7 @@ in the output is made up for by the columns that are still to come:
 
     q_j = nearest(w_j),  e_j = (w_j - q_j) / U_jj,  w_k -= U_jk e_j  for k > j,  with H^-1 = U^T U, U upper triangular.
 
-Here a column is brought up to date when its turn comes, not after each of those before it:
-w_j = w0_j - sum over i < j of U_ij e_i. The sum is split in three: blocks before this one (one matrix product per
-block), earlier runs in the block (one per run), and earlier columns of the run (one matrix-vector product per column).
-So nothing is kept but the errors E, and no row is copied per level.
+That loop is `columns.column_loop`; here stands what becomes of one column.
 
 Groups are static: scales and zero points come from the original weight, in the original order of columns, before the
 loop begins. The loop may then take the columns in any order (act-order: by the Hessian's diagonal, largest first)
@@ -26,18 +23,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from evoray.compress.columns import ColumnRule, column_loop, inverse_factor, loop_precision
 from evoray.compress.grid import Grid, fit_grid, round_to_grid
 from evoray.compress.recipe import Scales
-from evoray.errors import EvorayError
 from evoray.formats.packed import QuantizedWeight
 
 # Columns of a block: enough for efficient matrix products.
 _BLOCK = 128
 # Columns of a run. Matrix-vector products are slow for what they compute, so they reach back 15 columns at most.
 _RUN = 16
-
-# Tenfold damping as often as this: a damping of 1e6 times the mean diagonal is beyond any matrix without NaN.
-_DAMPING_TRIALS = 9
 
 
 @dataclass(frozen=True)
@@ -91,10 +85,8 @@ def gptq(
     diagonal = hessian_II.diagonal()
     # Stable, so that columns of equal weight keep their order on every machine.
     order_I = diagonal.argsort(descending=True, stable=True) if act_order else torch.arange(columns, device=device)
-    factor_II, used = _inverse_factor(hessian_II[order_I][:, order_I], damping)
-    if precision is None:
-        precision = torch.float64 if device.type == "cpu" else torch.float32
-    factor_II = factor_II.to(precision)
+    factor_II, used = inverse_factor(hessian_II[order_I][:, order_I], damping)
+    factor_II = factor_II.to(precision or loop_precision(device))
 
     stacked_OI = torch.cat([weight.to(torch.float32) for weight in weights.values()])
     grids = [
@@ -103,7 +95,10 @@ def gptq(
         )
         for bits in levels
     ]
-    codes_IR = _column_loop(stacked_OI.T[order_I], factor_II, order_I // group_size, grids)
+    rounding = _Rounding(grids, len(stacked_OI), order_I // group_size)
+    row_R = torch.arange(len(stacked_OI), device=device).repeat(len(levels))
+    column_loop(stacked_OI.T[order_I], factor_II, row_R, rounding, block=_BLOCK, run=_RUN)
+    codes_IR = rounding.codes_IR
     codes_RI = torch.empty(codes_IR.shape[::-1], dtype=torch.uint8, device=device)
     codes_RI[:, order_I] = codes_IR.T
 
@@ -126,90 +121,52 @@ def gptq(
     return Solution(found, used)
 
 
-def _inverse_factor(hessian_II: Tensor, damping: float) -> tuple[Tensor, float]:
-    """L = U^T, where (H + damping)^-1 = U^T U: lower triangular, float64 [I, I]; and the damping that it took.
-
-    Columns that never had an input get a diagonal of 1. Nothing else changes there: they are rounded to nearest and
-    have no part in the others.
-    """
-    hessian_II = hessian_II.to(torch.float64)
-    dead_I = hessian_II.diagonal() <= 0
-    hessian_II.diagonal()[dead_I] = 1.0
-    live_I = hessian_II.diagonal()[~dead_I]
-    mean = float(live_I.mean()) if len(live_I) else 1.0
-    # H = R R^T with R upper triangular is the usual factor of H with rows and columns in reverse. Then
-    # H^-1 = R^-T R^-1, so U = R^-1, without H^-1 itself: half the work, and none of its rounding.
-    reversed_II = hessian_II.flip(0, 1)
-    for _ in range(_DAMPING_TRIALS):
-        trial_II = reversed_II.clone()
-        trial_II.diagonal().add_(damping * mean)
-        lower_II, failed = torch.linalg.cholesky_ex(trial_II)
-        if not int(failed):
-            break
-        damping *= 10
-    else:
-        raise EvorayError(
-            f"a Hessian of {len(hessian_II)} columns has no Cholesky factor, even with damping {damping:g}"
-        )
-    upper_II = lower_II.flip(0, 1)
-    identity_II = torch.eye(len(upper_II), dtype=torch.float64, device=upper_II.device)
-    return torch.linalg.solve_triangular(upper_II, identity_II, upper=True).T.contiguous(), damping
-
-
-def _column_loop(weight_IO: Tensor, lower_II: Tensor, group_I: Tensor, grids: Sequence[Grid]) -> Tensor:
-    """The loop over all columns.
+class _Rounding(ColumnRule):
+    """Rounds each column to the grids of its group.
 
     Args:
-        weight_IO: float32 [I, O], columns in the order to take them: rows of all layers, one after the other.
-        lower_II: U^T [I, I] in that order and in the loop's precision.
-        group_I: group of each of these columns, int64 [I].
         grids: one per level.
+        rows: of the layers together, O.
+        group_I: group of each column in the order of the loop, int64 [I].
 
-    Returns:
-        uint8 [I, R]: rows of all layers at the first level, then at the second, and so on.
+    Attributes:
+        codes_IR: uint8 [I, R]: rows of all layers at the first level, then at the second, and so on.
     """
-    columns, rows = weight_IO.shape
-    stacked = rows * len(grids)
-    device, precision = weight_IO.device, lower_II.dtype
-    scale_dtype = grids[0].scale_OG.dtype
-    scale_GR = torch.cat([grid.scale_OG for grid in grids]).T.to(torch.float32).contiguous()
-    groups = len(scale_GR)
-    lowest_GR = torch.cat([grid.lowest_OG().expand(rows, groups) for grid in grids]).T.contiguous()
-    codes_R = torch.cat([torch.full((rows,), float((1 << grid.bits) - 1), device=device) for grid in grids])
-    highest_GR = lowest_GR + codes_R
-    # With float16 a miss is rare, costs an eighth of a scale at most, and the columns to come make up for most of that;
-    # the second look would take as long as all the rest of the loop.
-    exact = scale_dtype is torch.bfloat16
-    diagonal = lower_II.diagonal().tolist()
-    group = group_I.tolist()
 
-    codes_IR = torch.empty(columns, stacked, dtype=torch.uint8, device=device)
-    error_IR = torch.empty(columns, stacked, dtype=precision, device=device)
-    for start in range(0, columns, _BLOCK):
-        end = min(start + _BLOCK, columns)
-        weight_KR = weight_IO[start:end].to(precision).repeat(1, len(grids))
-        if start:
-            weight_KR.addmm_(lower_II[start:end, :start], error_IR[:start], alpha=-1)
-        steps_KR = torch.empty(end - start, stacked, device=device)
-        for run in range(start, end, _RUN):
-            stop = min(run + _RUN, end)
-            if run > start:
-                weight_KR[run - start : stop - start].addmm_(
-                    lower_II[run:stop, start:run], error_IR[start:run], alpha=-1
-                )
-            for column in range(run, stop):
-                weight_R = weight_KR[column - start]
-                if column > run:
-                    weight_R.addmv_(error_IR[run:column].T, lower_II[column, run:column], alpha=-1)
-                steps_R, value_R = round_to_grid(
-                    weight_R.to(torch.float32),
-                    scale_GR[group[column]],
-                    lowest_GR[group[column]],
-                    highest_GR[group[column]],
-                    scale_dtype,
-                    exact=exact,
-                )
-                steps_KR[column - start] = steps_R
-                torch.sub(weight_R, value_R, out=error_IR[column]).div_(diagonal[column])
-        codes_IR[start:end] = steps_KR.sub_(lowest_GR[group_I[start:end]]).to(torch.uint8)
-    return codes_IR
+    def __init__(self, grids: Sequence[Grid], rows: int, group_I: Tensor) -> None:
+        self._scale_dtype = grids[0].scale_OG.dtype
+        self._scale_GR = torch.cat([grid.scale_OG for grid in grids]).T.to(torch.float32).contiguous()
+        groups, stacked = self._scale_GR.shape
+        device = self._scale_GR.device
+        self._lowest_GR = torch.cat([grid.lowest_OG().expand(rows, groups) for grid in grids]).T.contiguous()
+        codes_R = torch.cat([torch.full((rows,), float((1 << grid.bits) - 1), device=device) for grid in grids])
+        self._highest_GR = self._lowest_GR + codes_R
+        # With float16 a miss is rare, costs an eighth of a scale at most, and the columns to come make up for most of
+        # that; the second look would take as long as all the rest of the loop.
+        self._exact = self._scale_dtype is torch.bfloat16
+        self._group_I = group_I
+        self._group = group_I.tolist()
+        self._start = 0
+        self._steps_KR = torch.empty(0, stacked, device=device)
+        self.codes_IR = torch.empty(len(group_I), stacked, dtype=torch.uint8, device=device)
+
+    def begin(self, start: int, weight_KR: Tensor) -> None:
+        self._start = start
+        self._steps_KR = torch.empty(weight_KR.shape, device=weight_KR.device)
+
+    def value(self, column: int, weight_R: Tensor) -> Tensor:
+        group = self._group[column]
+        steps_R, value_R = round_to_grid(
+            weight_R.to(torch.float32),
+            self._scale_GR[group],
+            self._lowest_GR[group],
+            self._highest_GR[group],
+            self._scale_dtype,
+            exact=self._exact,
+        )
+        self._steps_KR[column - self._start] = steps_R
+        return value_R
+
+    def finish(self, start: int, end: int) -> None:
+        lowest_KR = self._lowest_GR[self._group_I[start:end]]
+        self.codes_IR[start:end] = self._steps_KR.sub_(lowest_KR).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""What can be settled before a weight is read: `check_group_size`, `store_header`, `layer_entry`.
+"""What can be settled before a weight is read: `check_group_size`, `check_text`, `store_header`, `layer_entry`.
 
 Works on names and shapes alone, without torch, so that a user's mistake is told before a model is loaded.
 """
@@ -10,9 +10,10 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from evoray.compress.recipe import AUTO, KIND, PER_ROW, HessianInputs, Recipe
+from evoray.compress.kinds import find_kind
+from evoray.compress.recipe import PER_ROW, HessianInputs, Recipe
 from evoray.errors import UserError
-from evoray.formats.costs import SCALE_BYTES, cost, record_bytes
+from evoray.formats.costs import SCALE_BYTES
 from evoray.store import LayerEntry, StoreHeader
 from evoray.tokens import TokenText
 
@@ -60,6 +61,18 @@ def _block_and_kind(name: str) -> tuple[str, str]:
     return (name[: found.end() - 1], name[found.end() :]) if found else ("", name)
 
 
+def check_text(recipe: Recipe, text: TokenText | None) -> None:
+    """Refuses to make Hessians without text.
+
+    Raises:
+        UserError: the method needs text, and there is none.
+    """
+    if recipe.needs_text and text is None:
+        raise UserError(
+            f"method {recipe.method} needs text for its Hessians; name some by --data, or use {recipe.textless[0]}"
+        )
+
+
 def store_header(
     facts: Facts, recipe: Recipe, text: TokenText | None, *, compute_dtype: str, device: str
 ) -> StoreHeader:
@@ -73,13 +86,12 @@ def store_header(
         device: kind of the device ("cpu", "cuda"): another kind gives other bits.
 
     Raises:
-        UserError: the group size does not fit, the text is missing, or the scale dtype can't be the checkpoint's.
+        UserError: the recipe does not fit the layers, the text is missing, or a dtype can't be the checkpoint's.
     """
-    check_group_size({layer.name: layer.in_features for layer in facts.layers}, recipe.group_size)
-    if recipe.needs_text and text is None:
-        raise UserError(f"method {recipe.method.value} needs text for its Hessians; name some by --data, or use rtn")
+    recipe.check({layer.name: (layer.out_features, layer.in_features) for layer in facts.layers})
+    check_text(recipe, text)
     if recipe.hessian_inputs is HessianInputs.QUANTIZED and not recipe.needs_text:
-        raise UserError(f"method {recipe.method.value} makes no Hessians; leave out --hessian-inputs, or use gptq")
+        raise UserError(f"method {recipe.method} makes no Hessians; leave out --hessian-inputs, or use another method")
     text = text if recipe.needs_text else None
     settings = {**recipe.settings(), "compute_dtype": compute_dtype, "device": device}
     if text is not None:
@@ -89,13 +101,13 @@ def store_header(
         revision=facts.revision,
         weights_digest=facts.weights_digest,
         dtype=facts.dtype,
-        kind=KIND,
-        method=recipe.method.value,
+        kind=recipe.kind,
+        method=str(recipe.method),
         levels=recipe.labels,
         group_size=recipe.group_size,
         symmetric=recipe.symmetric,
-        scale_dtype=resolve_scale_dtype(recipe, facts.dtype),
-        cost_format=recipe.cost_format.value,
+        scale_dtype=recipe.stored_dtype(facts.dtype),
+        cost_format=str(recipe.cost_format),
         text_digest=text.digest if text is not None else None,
         documents=text.document_digests if text is not None else (),
         dense_bytes=facts.dense_bytes,
@@ -103,24 +115,8 @@ def store_header(
     )
 
 
-def resolve_scale_dtype(recipe: Recipe, checkpoint_dtype: str) -> str:
-    """The dtype that scales are stored in.
-
-    Raises:
-        UserError: it shall be the checkpoint's, which is none that scales can have.
-    """
-    if recipe.scale_dtype != AUTO:
-        return recipe.scale_dtype
-    if checkpoint_dtype not in SCALE_BYTES:
-        raise UserError(
-            f"the checkpoint's dtype {checkpoint_dtype} is none for scales; "
-            f"choose one by --scale-dtype: {', '.join(SCALE_BYTES)}"
-        )
-    return checkpoint_dtype
-
-
 def layer_entry(name: str, block: int, out_features: int, in_features: int, header: StoreHeader) -> LayerEntry:
-    """A layer with its exact costs at every level of a store.
+    """A layer with its exact costs at every level that it has in a store.
 
     Args:
         name: module path.
@@ -128,27 +124,19 @@ def layer_entry(name: str, block: int, out_features: int, in_features: int, head
         out_features: rows of the weight.
         in_features: columns of the weight.
         header: of the store.
+
+    Raises:
+        UserError: the store is of a kind that this evoray does not know.
     """
-    group_size = in_features if header.group_size == PER_ROW else header.group_size
+    kind = find_kind(header.kind)
     return LayerEntry(
         name=name,
         block=block,
         out_features=out_features,
         in_features=in_features,
         dense_bytes=out_features * in_features * _bytes_per_weight(header.dtype),
-        record_bytes=record_bytes(header.cost_format),
-        costs={
-            level: cost(
-                out_features,
-                in_features,
-                bits=int(level),
-                group_size=group_size,
-                symmetric=header.symmetric,
-                scale_dtype=header.scale_dtype,
-                cost_format=header.cost_format,
-            )
-            for level in header.levels
-        },
+        record_bytes=kind.record_bytes(header),
+        costs=kind.level_costs(out_features, in_features, header),
     )
 
 

@@ -1,7 +1,12 @@
-"""What a quantized layer costs, in bits of codes and in bytes: `CostFormat`, `cost`, `record_bytes`.
+"""What a compressed layer costs, in bits of codes and in bytes.
 
-A cost format says how the bytes are counted. `compressed-tensors` counts what an exported checkpoint holds: each
-row of codes padded to 32-bit words. `tight` counts every bit once, without padding, as papers and other formats do.
+Holds `CostFormat`, `record_bytes`, `cost` (codes of all weights), `masked_cost` (a mask and values) and
+`masked_codes_cost` (a mask and codes).
+
+A cost format says how the bytes of quantized levels are counted. `compressed-tensors` counts what an exported
+checkpoint holds: each row of codes padded to 32-bit words. `tight` counts every bit once, without padding, as papers
+and other formats do. What has a mask lies in the store without padding, and is counted so: one bit per weight for the
+mask, filled up to a byte.
 """
 
 from __future__ import annotations
@@ -72,3 +77,46 @@ def cost(
             codes = math.ceil(out_features * in_features * bits / 8)
             zeros = 0 if symmetric else math.ceil(out_features * groups * bits / 8)
     return LevelCost(code_bits=out_features * in_features * bits, bytes=codes + scales + zeros)
+
+
+BITMASK = "bitmask"
+"""What stores without quantized levels name as their cost format."""
+
+
+def masked_cost(weights: int, kept: int, dtype: str) -> LevelCost:
+    """Exact cost of one layer of which some weights are kept as they are.
+
+    Args:
+        weights: of the layer.
+        kept: of these.
+        dtype: of the values: "float16", "bfloat16" or "float32".
+
+    Returns:
+        Code bits (those of the kept values) and bytes of mask and values.
+    """
+    size = SCALE_BYTES[dtype]
+    return LevelCost(code_bits=8 * size * kept, bytes=math.ceil(weights / 8) + size * kept, kept=kept)
+
+
+def masked_codes_cost(
+    out_features: int, in_features: int, kept: int, *, bits: int, group_size: int, symmetric: bool, scale_dtype: str
+) -> LevelCost:
+    """Exact cost of one layer of which some weights are kept as codes.
+
+    Args:
+        out_features: rows of the weight.
+        in_features: columns of the weight.
+        kept: weights that have codes.
+        bits: bits per code, 2 to 8.
+        group_size: columns per scale; divides `in_features`.
+        symmetric: without zero points.
+        scale_dtype: "float16", "bfloat16" or "float32".
+
+    Returns:
+        Code bits (those of the kept weights) and bytes of mask, codes, scales and zero points.
+    """
+    groups = out_features * (in_features // group_size)
+    mask = math.ceil(out_features * in_features / 8)
+    zeros = 0 if symmetric else math.ceil(groups * bits / 8)
+    stored = mask + math.ceil(kept * bits / 8) + groups * SCALE_BYTES[scale_dtype] + zeros
+    return LevelCost(code_bits=kept * bits, bytes=stored, kept=kept)

@@ -218,23 +218,28 @@ class QuantizedWeight:
         weight.mul_(self.scale_OG.unsqueeze(-1))
         return weight.view(rows, columns).to(dtype)
 
+    def to_variant(self, layer: str, level: str, error: float) -> Variant:
+        """This weight as the store takes it: see the function of that name."""
+        return to_variant(layer, level, self, error)
 
-def _scale_name(dtype: torch.dtype) -> str:
+
+def scale_name(dtype: torch.dtype) -> str:
+    """The name of a dtype in `SCALE_DTYPES`."""
     return next(name for name, known in SCALE_DTYPES.items() if known is dtype)
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
+def bytes_of(tensor: Tensor) -> memoryview:
     """The tensor's bytes in row-major order, without a copy where it is contiguous on the CPU."""
     flat = tensor.detach().cpu().contiguous().view(-1)
     return flat.view(torch.uint8).numpy().data
 
 
-def _tensor_of(buffer: Buffer, dtype: torch.dtype) -> Tensor:
+def tensor_of(buffer: Buffer, dtype: torch.dtype) -> Tensor:
     """A flat tensor over the buffer's own memory, which nobody may write to."""
     if not len(buffer):
         return torch.empty(0, dtype=dtype)
     with _WARNINGS, warnings.catch_warnings():
-        # torch has no read-only tensors and warns of that; the tensor never leaves this file unconverted.
+        # torch has no read-only tensors and warns of that; the tensor never leaves these files unconverted.
         warnings.filterwarnings("ignore", message="The given buffer is not writable", category=UserWarning)
         return torch.frombuffer(buffer, dtype=dtype)
 
@@ -247,11 +252,11 @@ def encode(weight: QuantizedWeight) -> dict[str, Buffer]:
         (int32 [ceil(O * bits / 32), G]), each as row-major little-endian bytes.
     """
     columns: dict[str, Buffer] = {
-        "codes": _bytes_of(pack_codes(weight.codes_OI, weight.bits)),
-        "scales": _bytes_of(weight.scale_OG),
+        "codes": bytes_of(pack_codes(weight.codes_OI, weight.bits)),
+        "scales": bytes_of(weight.scale_OG),
     }
     if weight.zero_OG is not None:
-        columns["zeros"] = _bytes_of(pack_codes(weight.zero_OG.T.contiguous(), weight.bits).T)
+        columns["zeros"] = bytes_of(pack_codes(weight.zero_OG.T.contiguous(), weight.bits).T)
     return columns
 
 
@@ -262,7 +267,7 @@ def describe(weight: QuantizedWeight) -> dict[str, Any]:
         "bits": weight.bits,
         "group_size": weight.group_size,
         "shape": list(weight.codes_OI.shape),
-        "scale_dtype": _scale_name(weight.scale_OG.dtype),
+        "scale_dtype": scale_name(weight.scale_OG.dtype),
         "symmetric": weight.symmetric,
     }
 
@@ -296,11 +301,11 @@ def decode(
     bits, group_size = int(meta["bits"]), int(meta["group_size"])
     groups = in_features // group_size
     try:
-        packed = _tensor_of(columns["codes"], torch.int32).view(rows, _row_words(in_features, bits))
-        scale_OG = _tensor_of(columns["scales"], SCALE_DTYPES[meta["scale_dtype"]]).view(rows, groups)
+        packed = tensor_of(columns["codes"], torch.int32).view(rows, _row_words(in_features, bits))
+        scale_OG = tensor_of(columns["scales"], SCALE_DTYPES[meta["scale_dtype"]]).view(rows, groups)
         zeros = None
         if not meta["symmetric"]:
-            zeros = _tensor_of(columns["zeros"], torch.int32).view(_row_words(rows, bits), groups)
+            zeros = tensor_of(columns["zeros"], torch.int32).view(_row_words(rows, bits), groups)
     except (RuntimeError, KeyError) as error:
         raise ValueError(f"columns do not fit their description {dict(meta)}: {error}") from error
     # `clone` on the CPU: the scales of the result must not alias read-only memory.

@@ -40,23 +40,30 @@ def build_estimate(settings: BuildSettings) -> Table:
         UserError: the build could not work.
     """
     from evoray.compress import layer_entry
+    from evoray.compress.evopress import EvopressFolder
 
     plan = plan_build(settings)
+    layers = plan.facts.layers
+    weights = sum(layer.out_features * layer.in_features for layer in layers)
+    rows = {
+        "layers": f"{len(layers)} in {plan.facts.n_blocks} blocks, {weights:,} weights",
+        "levels": ", ".join(plan.header.levels),
+    }
+    memory = human_bytes(plan.facts.parameter_bytes) + " for the base model in its own dtype"
+    if isinstance(plan.source, EvopressFolder):
+        return _table(rows | {"disk": human_bytes(plan.source.disk_bytes), "memory": memory})
     entries = [
-        layer_entry(layer.name, layer.block, layer.out_features, layer.in_features, plan.header)
-        for layer in plan.facts.layers
+        layer_entry(layer.name, layer.block, layer.out_features, layer.in_features, plan.header) for layer in layers
     ]
     tokens = plan.text.tokens if plan.text is not None else 0
-    weights = sum(entry.out_features * entry.in_features for entry in entries)
-    columns = sum(entry.out_features * entry.in_features**2 for entry in entries) * len(plan.header.levels)
+    columns = sum(entry.out_features * entry.in_features**2 * len(entry.costs) for entry in entries)
     operations = 2.0 * tokens * (2 * weights + sum(entry.in_features**2 for entry in entries)) + columns
     return _table(
         {
-            "layers": f"{len(entries)} in {plan.facts.n_blocks} blocks, {weights:,} weights",
-            "levels": ", ".join(plan.header.levels),
+            **rows,
             "Hessian text": f"{tokens:,} tokens",
             "disk": human_bytes(sum(cost.bytes for entry in entries for cost in entry.costs.values())),
-            "memory": human_bytes(plan.facts.parameter_bytes) + " for the base model in its own dtype",
+            "memory": memory,
             "time": _times(operations),
         }
     )

@@ -1,4 +1,4 @@
-"""The verb build: a model and a text become a store of variants.
+"""The verb build: a model and a text, or a folder of EvoPress, become a store of variants.
 
 Holds: `run_build`, `BuildPlan`, `plan_build`.
 """
@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 
 from evoray.cluster.capacity import usable_cores
-from evoray.compress import HessianInputs, Method, Recipe, Scales, build, check_group_size, parse_levels, store_header
+from evoray.compress import Recipe, build, store_header
+from evoray.compress.evopress import NO_CODES, EvopressFolder, folder_header, import_folder, read_folder
+from evoray.compress.kinds import find_kind
 from evoray.errors import UserError
-from evoray.formats.costs import CostFormat
 from evoray.model import Facts, ModelAdapter, checkpoint_facts, load_model, load_tokenizer, pick_device
 from evoray.run.plan import block_length
 from evoray.run.progress import Progress
@@ -29,7 +30,7 @@ class BuildPlan:
 
     Attributes:
         facts: of the base model.
-        recipe: how variants are made.
+        source: how variants are made, or the folder that they come from.
         text: the Hessian text; None for methods without.
         header: of the store.
         dtype: what the model runs in.
@@ -37,7 +38,7 @@ class BuildPlan:
     """
 
     facts: Facts
-    recipe: Recipe
+    source: Recipe | EvopressFolder
     text: TokenText | None
     header: StoreHeader
     dtype: str
@@ -48,31 +49,32 @@ def plan_build(settings: BuildSettings) -> BuildPlan:
     """Checks a build without reading a weight.
 
     Raises:
-        UserError: a model, text, level or group size that can't work.
+        UserError: a model, text, level, group size or folder that can't work.
     """
     facts = checkpoint_facts(
         settings.model, settings.revision, settings.trust_remote_code, allow_partial=settings.allow_partial
-    )
-    recipe = Recipe(
-        method=Method(settings.method),
-        levels=parse_levels(settings.levels),
-        group_size=settings.group_size,
-        symmetric=settings.symmetric,
-        scales=Scales(settings.scales),
-        scale_dtype=settings.scale_dtype,
-        cost_format=CostFormat(settings.cost_format),
-        damping=settings.damping,
-        act_order=settings.act_order,
-        hessian_inputs=HessianInputs(settings.hessian_inputs),
-        hessian_level=settings.hessian_level,
-        tokens_per_pass=settings.tokens_per_pass,
     )
     device = pick_device(settings.device.value)
     dtype = settings.dtype.value
     if dtype == "auto":
         dtype = "float32" if device.type == "cpu" else facts.dtype
+    shapes = {layer.name: (layer.out_features, layer.in_features) for layer in facts.layers}
+    if settings.from_evopress is not None:
+        folder = read_folder(settings.from_evopress, settings.kind, shapes)
+        header = folder_header(
+            facts,
+            folder,
+            group_size=settings.group_size,
+            symmetric=settings.symmetric,
+            cost_format=settings.cost_format,
+            compute_dtype=dtype,
+            device=device.type,
+        )
+        return BuildPlan(facts, folder, None, header, dtype, device)
+    recipe = find_kind(settings.kind).recipe(settings, facts)
     # Before a large text is read.
-    check_group_size({layer.name: layer.in_features for layer in facts.layers}, recipe.group_size)
+    recipe.check(shapes)
+    recipe.stored_dtype(facts.dtype)
     text = _hessian_text(settings, facts) if recipe.needs_text else None
     header = store_header(facts, recipe, text, compute_dtype=dtype, device=device.type)
     return BuildPlan(facts, recipe, text, header, dtype, device)
@@ -133,4 +135,7 @@ def run_build(settings: BuildSettings, progress: Progress | None = None) -> Mani
     adapter = ModelAdapter(model, allow_partial=settings.allow_partial)
     for note in adapter.notes:
         progress.note(f"note: {note}")
-    return build(adapter, writer, plan.recipe, plan.text, progress=progress.layer, note=progress.note)
+    if isinstance(plan.source, EvopressFolder):
+        progress.note(f"note: {NO_CODES}")
+        return import_folder(adapter, writer, plan.source, progress=progress.layer)
+    return build(adapter, writer, plan.source, plan.text, progress=progress.layer, note=progress.note)

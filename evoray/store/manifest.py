@@ -42,9 +42,9 @@ class LevelCost(_Frozen):
     """Exact cost of one layer at one level.
 
     Attributes:
-        code_bits: bits of the codes alone (bits * weights), as papers count them.
-        bytes: codes, scales, zero points, masks and values as the store's cost format counts them.
-        kept: weights that are not made zero; None for all.
+        code_bits: bits of the codes alone (bits * weights that are kept), as papers count them.
+        bytes: codes, scales and zero points, or mask and values, as the store's cost format counts them.
+        kept: weights that a mask keeps, those that happen to be zero among them; None without a mask: all.
     """
 
     code_bits: int = Field(ge=0)
@@ -63,6 +63,7 @@ class LayerEntry(_Frozen):
         dense_bytes: bytes of the base weight in the checkpoint's dtype.
         record_bytes: bytes that the cost format adds to a compressed layer at any level.
         costs: cost of each level; their order is the order of this layer's level list.
+        outliers: M -> share of the layer's weights that score above M times their mean (see `compress.outliers`).
     """
 
     name: str = Field(pattern=_LAYER_NAME)
@@ -72,6 +73,7 @@ class LayerEntry(_Frozen):
     dense_bytes: int = Field(ge=0)
     record_bytes: int = Field(ge=0)
     costs: dict[str, LevelCost] = Field(min_length=1)
+    outliers: dict[str, float] = {}
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -86,11 +88,13 @@ class FileEntry(_Frozen):
         size: bytes of the whole file.
         sha256: of the whole file, compared when it is fetched from object storage.
         rows: checksum of each level's row, compared when it is first read.
+        errors: layer error of each level, so that they are known without the file; empty in older stores.
     """
 
     size: int = Field(ge=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     rows: dict[str, str]
+    errors: dict[str, float] = {}
 
 
 class StoreHeader(_Frozen):
@@ -231,6 +235,11 @@ def _check_layers(layers: tuple[LayerEntry, ...], files: dict[str, FileEntry], l
             raise ValueError(f"layer {entry.name} has the level '{unknown[0]}', which is not among {list(levels)}")
         if list(files[entry.name].rows) != list(entry.costs):
             raise ValueError(f"the file of layer {entry.name} does not hold the levels {list(entry.costs)}")
+        if files[entry.name].errors and list(files[entry.name].errors) != list(entry.costs):
+            raise ValueError(f"the file of layer {entry.name} has errors of other levels than {list(entry.costs)}")
+        for level, cost in entry.costs.items():
+            if cost.kept is not None and cost.kept > entry.out_features * entry.in_features:
+                raise ValueError(f"layer {entry.name}, level '{level}' keeps {cost.kept} weights, more than it has")
 
 
 def _flat(header: StoreHeader) -> dict[str, Any]:

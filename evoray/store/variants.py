@@ -60,11 +60,14 @@ class Variant:
 
     @property
     def checksum(self) -> str:
-        """sha256 over layer, level, error, meta and the columns in their order, hexadecimal."""
+        """sha256 over layer, level, error, meta and the columns by their names, hexadecimal.
+
+        Not in their order: where levels of one layer have several formats, they share the columns of a file.
+        """
         head = [self.layer, self.level, float(self.error).hex(), dict(self.meta)]
-        sizes = [[name, len(column)] for name, column in self.columns.items()]
-        digest = hashlib.sha256(canonical_json([head, sizes]).encode())
-        for column in self.columns.values():
+        columns = sorted(self.columns.items())
+        digest = hashlib.sha256(canonical_json([head, [[name, len(column)] for name, column in columns]]).encode())
+        for _, column in columns:
             digest.update(column)
         return digest.hexdigest()
 

@@ -98,8 +98,10 @@ class StoreWriter:
                 f"layer {entry.name} takes one variant for each of {list(entry.costs)}; "
                 f"given are {[(variant.layer, variant.level) for variant in given]}"
             )
+        ordered = [by_level[level] for level in entry.costs]
         with (self.location / layer_path(entry.name)).staged() as path:
-            file = write_layer(path, entry.name, [by_level[level] for level in entry.costs])
+            file = write_layer(path, entry.name, ordered)
+        file = file.model_copy(update={"errors": {variant.level: float(variant.error) for variant in ordered}})
         self._layers[entry.name] = entry
         self._files[entry.name] = file
         self._save()

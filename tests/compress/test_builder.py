@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import VOCABULARY, tiny_model
 
-from evoray.compress import HessianInputs, Method, Recipe, build, store_header
+from evoray.compress import HessianInputs, Method, Quantization, build, store_header
 from evoray.compress.gptq import gptq
 from evoray.errors import EvorayError, UserError
 from evoray.formats import dense_weight
@@ -19,12 +19,14 @@ from evoray.model import ModelAdapter, checkpoint_facts
 from evoray.store import StoreWriter, VariantStore
 from evoray.tokens import TokenText
 
-GPTQ = Recipe(levels=(2, 4, 8), group_size=32, tokens_per_pass=64)
+GPTQ = Quantization(levels=(2, 4, 8), group_size=32, tokens_per_pass=64)
 RECIPES = {
-    "rtn": Recipe(method=Method.RTN, levels=(2, 4, 8), group_size=32),
+    "rtn": Quantization(method=Method.RTN, levels=(2, 4, 8), group_size=32),
     "gptq": GPTQ,
-    "asymmetric": Recipe(levels=(3, 8), group_size=16, symmetric=False, scale_dtype="float16", tokens_per_pass=64),
-    "quantized": Recipe(
+    "asymmetric": Quantization(
+        levels=(3, 8), group_size=16, symmetric=False, scale_dtype="float16", tokens_per_pass=64
+    ),
+    "quantized": Quantization(
         levels=(2, 4, 8), group_size=-1, hessian_inputs=HessianInputs.QUANTIZED, hessian_level=2, tokens_per_pass=64
     ),
 }
@@ -167,7 +169,7 @@ def test_finished_layers_are_not_computed_again(facts_of, tmp_path, monkeypatch)
         solved.extend(weights)
         return gptq(weights, *args, **kwargs)
 
-    monkeypatch.setattr("evoray.compress.builder.gptq", spy)
+    monkeypatch.setattr("evoray.compress.quantization.gptq", spy)
     manifest = run(facts_of("llama"), "llama", tmp_path, GPTQ, adapter=adapter)
     assert solved == list(adapter.layers)[7:]
     assert run(facts_of("llama"), "llama", tmp_path, GPTQ, adapter=adapter) == manifest
@@ -220,7 +222,7 @@ def test_a_killed_build_ends_with_the_same_bytes(facts_of, tmp_path):
 
 def test_inputs_of_the_quantized_model_are_others_behind_the_first_block(facts_of, tmp_path):
     for name, inputs in (("base", HessianInputs.BASE), ("quantized", HessianInputs.QUANTIZED)):
-        recipe = Recipe(levels=(2, 3), group_size=32, hessian_inputs=inputs, tokens_per_pass=64)
+        recipe = Quantization(levels=(2, 3), group_size=32, hessian_inputs=inputs, tokens_per_pass=64)
         run(facts_of("llama"), "llama", tmp_path / name, recipe)
     base, quantized = (contents(tmp_path / name / "layers") for name in ("base", "quantized"))
     same = {name for name in base if base[name] == quantized[name]}
@@ -248,7 +250,7 @@ def test_a_damping_that_had_to_be_raised_is_told(facts_of, tmp_path, monkeypatch
     def raised(weights, *args, damping, **kwargs):
         return gptq(weights, *args, damping=10 * damping, **kwargs)
 
-    monkeypatch.setattr("evoray.compress.builder.gptq", raised)
+    monkeypatch.setattr("evoray.compress.quantization.gptq", raised)
     notes = []
     writer = start(facts_of("gpt2"), tmp_path, GPTQ)
     build(ModelAdapter(tiny_model("gpt2")), writer, GPTQ, random_text(), note=notes.append)
@@ -267,7 +269,7 @@ def test_what_does_not_belong_together_is_refused(facts_of, tmp_path):
     with pytest.raises(UserError, match="needs text"):
         build(adapter, writer, GPTQ)
     with pytest.raises(UserError, match=r"group size 40 does not divide the input width of .* in 3 blocks"):
-        build(adapter, writer, Recipe(group_size=40), random_text())
+        build(adapter, writer, Quantization(group_size=40), random_text())
     adapter.layers["model.layers.2.mlp.up_proj"].base[3, 4] = float("nan")
     with pytest.raises(EvorayError, match=r"layer model\.layers\.2\.mlp\.up_proj has weights that are not finite"):
         build(adapter, start(facts, tmp_path / "rtn", RECIPES["rtn"]), RECIPES["rtn"])

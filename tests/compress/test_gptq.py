@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from hessians import correlated_hessian, random_weight
 
 from evoray.compress import Scales
 from evoray.compress import gptq as gptq_module
@@ -14,18 +15,6 @@ from evoray.errors import EvorayError
 
 COMMON = {"group_size": 32, "scales": Scales.MSE}
 LEVELS = tuple(range(2, 9))
-
-
-def correlated_hessian(columns: int, seed: int = 0, tokens: int = 2048) -> torch.Tensor:
-    """Of inputs whose features are correlated and of unequal size, as in a model: float32 [I, I]."""
-    rng = np.random.default_rng(seed)
-    mixing = rng.normal(size=(columns, columns)) / columns**0.5 + np.eye(columns)
-    inputs = rng.normal(size=(tokens, columns)) @ mixing * np.exp(0.7 * rng.normal(size=columns))
-    return torch.from_numpy((inputs.T @ inputs / tokens).astype(np.float32))
-
-
-def random_weight(rows: int, columns: int, seed: int) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng([seed, 9]).standard_t(5, (rows, columns)).astype(np.float32)) * 0.02
 
 
 def slow_gptq(weight, hessian, bits, *, group_size, symmetric, scales, scale_dtype, damping=0.01, act_order=True):

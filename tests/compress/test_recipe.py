@@ -8,7 +8,7 @@ from tiny import tiny_model
 from evoray.compress import (
     HessianInputs,
     Method,
-    Recipe,
+    Quantization,
     check_group_size,
     layer_entry,
     parse_levels,
@@ -35,7 +35,7 @@ def text() -> TokenText:
 
 def test_levels_are_sorted_numbers():
     assert parse_levels(["4", 2, " 8 "]) == (2, 4, 8)
-    assert Recipe(levels=(8, 2, 3)).labels == ("2", "3", "8")
+    assert Quantization(levels=(8, 2, 3)).labels == ("2", "3", "8")
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_levels_that_are_none(levels, words):
 )
 def test_values_that_are_refused(values, words):
     with pytest.raises(UserError) as caught:
-        Recipe(**values)
+        Quantization(**values)
     assert str(caught.value) == words
 
 
@@ -74,8 +74,8 @@ def test_values_that_are_refused(values, words):
     ("levels", "chosen"), [((2, 3, 4, 5, 6), 4), ((2, 4), 4), ((2, 3, 8), 3), ((3,), 3), ((2, 3, 4, 6, 8), 6)]
 )
 def test_the_level_of_the_quantized_model_is_near_the_middle(levels, chosen):
-    assert Recipe(levels=levels).quantized_level == chosen
-    assert Recipe(levels=levels, hessian_level=levels[0]).quantized_level == levels[0]
+    assert Quantization(levels=levels).quantized_level == chosen
+    assert Quantization(levels=levels, hessian_level=levels[0]).quantized_level == levels[0]
 
 
 def test_group_sizes_that_do_not_fit_are_told_by_kind_of_layer():
@@ -95,7 +95,7 @@ def test_group_sizes_that_do_not_fit_are_told_by_kind_of_layer():
 
 
 def test_the_header_says_how_the_store_is_made(facts):
-    recipe = Recipe(levels=(2, 4), group_size=32, hessian_inputs=HessianInputs.QUANTIZED, damping=0.02)
+    recipe = Quantization(levels=(2, 4), group_size=32, hessian_inputs=HessianInputs.QUANTIZED, damping=0.02)
     header = store_header(facts, recipe, text(), compute_dtype="float32", device="cpu")
     assert (header.kind, header.method, header.levels) == ("quantization", "gptq", ("2", "4"))
     assert (header.group_size, header.scale_dtype, header.dtype) == (32, "bfloat16", "bfloat16")
@@ -109,7 +109,7 @@ def test_the_header_says_how_the_store_is_made(facts):
 
 
 def test_a_method_without_text_ignores_it(facts):
-    recipe = Recipe(method=Method.RTN, group_size=-1, scale_dtype="float32")
+    recipe = Quantization(method=Method.RTN, group_size=-1, scale_dtype="float32")
     with_text, without = (
         store_header(facts, recipe, given, compute_dtype="float32", device="cpu") for given in (text(), None)
     )
@@ -120,17 +120,17 @@ def test_a_method_without_text_ignores_it(facts):
 
 def test_headers_that_can_not_be(facts):
     with pytest.raises(UserError, match=r"group size 40 does not divide .*sizes that fit all: 8, 16, 32, or -1"):
-        store_header(facts, Recipe(group_size=40), text(), compute_dtype="float32", device="cpu")
+        store_header(facts, Quantization(group_size=40), text(), compute_dtype="float32", device="cpu")
     with pytest.raises(UserError, match="method gptq needs text for its Hessians"):
-        store_header(facts, Recipe(group_size=32), None, compute_dtype="float32", device="cpu")
-    wrong = Recipe(method=Method.RTN, group_size=32, hessian_inputs=HessianInputs.QUANTIZED)
+        store_header(facts, Quantization(group_size=32), None, compute_dtype="float32", device="cpu")
+    wrong = Quantization(method=Method.RTN, group_size=32, hessian_inputs=HessianInputs.QUANTIZED)
     with pytest.raises(UserError, match="method rtn makes no Hessians"):
         store_header(facts, wrong, None, compute_dtype="float32", device="cpu")
 
 
 def test_entries_hold_exact_costs(facts):
     for group_size in (32, -1):
-        recipe = Recipe(levels=(3, 8), group_size=group_size, symmetric=False)
+        recipe = Quantization(levels=(3, 8), group_size=group_size, symmetric=False)
         header = store_header(facts, recipe, text(), compute_dtype="float32", device="cpu")
         entry = layer_entry("model.layers.0.mlp.down_proj", 0, 64, 96, header)
         assert entry.levels == ("3", "8")

@@ -51,6 +51,14 @@ def test_it_comes_back_whole_and_keeps_the_order_of_levels():
     assert read_document(BuildState, write_document(state), "here") == state
 
 
+def test_what_older_stores_do_not_say_is_left_open():
+    value = json.loads(write_document(manifest()))
+    for cost in value["layers"][0]["costs"].values():
+        del cost["kept"]
+    del value["layers"][0]["outliers"], value["files"]["a.b"]["errors"]
+    assert read_document(Manifest, json.dumps(value).encode(), "here") == manifest()
+
+
 def test_the_digest_changes_with_every_key():
     base = manifest()
     digests = {base.digest}
@@ -92,6 +100,8 @@ def test_differences_name_keys_and_both_values():
         (lambda value: value.update(files={}), "layers and files do not name the same layers"),
         (lambda value: value.update(levels=["4"]), "layer a.b has the level '3'"),
         (lambda value: value["files"]["a.b"]["rows"].pop("2"), "the file of layer a.b does not hold the levels"),
+        (lambda value: value["files"]["a.b"].update(errors={"2": 0.5}), "the file of layer a.b has errors of other"),
+        (lambda value: value["layers"][0]["costs"]["2"].update(kept=7), "layer a.b, level '2' keeps 7 weights, more"),
         (lambda value: value["layers"][0].update(name="../../etc/x"), r"here: layers.0.name: "),
     ],
 )
