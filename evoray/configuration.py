@@ -1,6 +1,6 @@
 """Configurations as people read and write them: `layer: level`, a line each.
 
-Holds: `BASE`, `Configuration`, `parse_configuration`, `configuration_text`.
+Holds: `BASE`, `DROPPED`, `KEPT`, `Configuration`, `parse_configuration`, `configuration_text`.
 """
 
 import json
@@ -11,6 +11,12 @@ from evoray.errors import UserError
 
 BASE = "base"
 """The level of a layer that keeps its uncompressed weight."""
+
+DROPPED = "dropped"
+"""The level of a sublayer or block that the model does without."""
+
+KEPT = "kept"
+"""The level of a sublayer or block that could be dropped and is not, as if it were not named."""
 
 Configuration = dict[str, str]
 """Layer name -> level. A layer that is not named keeps its base weight."""
