@@ -20,7 +20,7 @@ from torch import Tensor
 from evoray.errors import EvorayError
 from evoray.fitness import INFLUENCES, Fitness, PlacedTeacher, TeacherBlock, influence, loss_head, place
 from evoray.formats import dense_weight
-from evoray.model import Droppable, DropKind, ModelAdapter
+from evoray.model import DropKind, Droppable, ModelAdapter
 from evoray.model.probes import probe_ids
 from evoray.settings import BOUNDARY_BYTES, VARIANT_BYTES, VOCABULARY_CHUNK
 from evoray.store import VariantStore
@@ -145,8 +145,8 @@ class Evaluator:
     Args:
         adapter: the base model. While this evaluator is in use, nobody else may swap its weights.
         store: its variants; None when only the base model is judged.
-        droppable: sublayers and blocks that candidates may do without, by name. Each is one more column of a candidate's
-            row, behind the layers': 0 for a dropped one, -1 for one that stays.
+        droppable: sublayers and blocks that candidates may do without, by name. Each is one more column of a
+            candidate's row, behind the layers': 0 for a dropped one, -1 for one that stays.
         vocabulary_chunk: rows of the head per matrix product; part of what fixes the bits of a loss.
         boundary_bytes: limit of the kept states at block boundaries. Every k-th boundary is kept when all don't fit.
         variant_bytes: limit of ready weights kept on the device.

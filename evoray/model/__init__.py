@@ -20,7 +20,7 @@ What is in the room:
 
 from evoray.model.adapter import ModelAdapter
 from evoray.model.checkpoint import Need, resolve_checkpoint
-from evoray.model.droppable import Droppable, DropKind, find_droppable
+from evoray.model.droppable import DropKind, Droppable, find_droppable
 from evoray.model.facts import Facts, LayerShape, checkpoint_facts, model_folder, weights_digest
 from evoray.model.load import load_config, load_model, load_tokenizer, pick_device, settle_numerics
 from evoray.model.quiet import quiet_transformers

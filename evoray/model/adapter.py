@@ -18,7 +18,7 @@ from transformers.utils.generic import ModelOutput
 
 from evoray.errors import EvorayError, UserError
 from evoray.model.drop_probes import probe_droppable
-from evoray.model.droppable import Droppable, DropKind, find_droppable, modules_of, silenced_parameters
+from evoray.model.droppable import DropKind, Droppable, find_droppable, modules_of, silenced_parameters
 from evoray.model.dropped import LooseSublayer, Sublayer, watch_sublayers
 from evoray.model.gate import BlockGate, Route, Stopped, set_route, watch_pass
 from evoray.model.probes import probe_ids, run_probes
@@ -48,8 +48,8 @@ class ModelAdapter:
         dtype: The dtype of the weights.
         device: The device of the weights.
         layers: Layers by name, in order of the blocks, then of definition inside the block.
-        droppable: Sublayers and blocks that a pass may do without, by name: all sublayers in order of the blocks, then all
-            blocks. Bytes of what is no layer count in the model's dtype. `check_droppable` says which mean anything.
+        droppable: Sublayers and blocks that a pass may do without, by name: all sublayers in order of the blocks, then
+            all blocks. Bytes count in the model's dtype. `check_droppable` says for which it means anything.
         sublayers: Names of each block's sublayers, in the order in which they run.
         reach: Share of the blocks' weights that lie in layers.
         head: The output embedding where it is an `nn.Linear`, else None.
@@ -215,7 +215,11 @@ class ModelAdapter:
 
     def silenced(self, name: str) -> list[nn.Parameter]:
         """The weights and biases that are zero in a plain model which does as this one with a sublayer dropped."""
-        return list(silenced_parameters(modules_of(self.model, self._site(name).name)).values())
+        return list(silenced_parameters(self.modules(name)).values())
+
+    def modules(self, name: str) -> list[nn.Module]:
+        """The modules that a sublayer or block consists of: one, or several loose layers."""
+        return modules_of(self.model, self._site(name).name)
 
     # Passes
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from evoray.errors import UserError
-from evoray.model.droppable import Droppable, DropKind
+from evoray.model.droppable import DropKind, Droppable
 from evoray.model.probes import REGROUPING, distance, probe_ids
 
 if TYPE_CHECKING:
