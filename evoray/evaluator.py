@@ -271,11 +271,14 @@ class Evaluator:
             float64 [S, 4, B]: per span and measure of `INFLUENCES` the sums over the block's counted tokens.
 
         Raises:
-            EvorayError: a name is none of the model's, or its states are not [rows, tokens, width].
+            EvorayError: a name is none of the model's, a span goes backward, or states are not [rows, tokens, width].
         """
         self._install(np.full(len(self._sites), -1, dtype=np.int8))
         ids_BT = self._ids(work)
         ends = [(self._points(span[0])[0], self._points(span[-1])[1]) for span in spans]
+        backward = [" to ".join(span) for span, (before, behind) in zip(spans, ends, strict=True) if before >= behind]
+        if backward:
+            raise EvorayError(f"the span {backward[0]} does not go forward through the model")
         wanted = {point for pair in ends for point in pair}
         last_use = {before: max(behind for first, behind in ends if first == before) for before, _ in ends}
         found_S4B = np.zeros((len(spans), len(INFLUENCES), len(work.cuts)))

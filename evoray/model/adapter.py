@@ -214,12 +214,14 @@ class ModelAdapter:
         self.notes = tuple(dict.fromkeys((*self.notes, *notes)))
 
     def silenced(self, name: str) -> list[nn.Parameter]:
-        """The weights and biases that are zero in a plain model which does as this one with a sublayer dropped."""
+        """The parameters that are zero in a plain model which does as this one does with a sublayer dropped."""
         return list(silenced_parameters(self.modules(name)).values())
 
     def modules(self, name: str) -> list[nn.Module]:
         """The modules that a sublayer or block consists of: one, or several loose layers."""
-        return modules_of(self.model, self._site(name).name)
+        site = self._site(name)
+        inside = name.removeprefix(f"{self.blocks_name}.{site.block}").removeprefix(".")
+        return modules_of(self.blocks[site.block], inside)
 
     # Passes
 
@@ -343,7 +345,7 @@ class ModelAdapter:
         return output, unobserved, sublayers
 
     def _sublayer(self, name: str) -> Sublayer | LooseSublayer:
-        modules = modules_of(self.model, name)
+        modules = self.modules(name)
         layers = [self.layers[layer].module for layer in self.droppable[name].layers]
         return LooseSublayer(name, modules) if is_layer(modules[0]) else Sublayer(name, modules[0], layers)
 
@@ -355,9 +357,10 @@ class ModelAdapter:
         try:
             return self.droppable[name]
         except KeyError:
-            first, *_, last = self.droppable
+            names = list(self.droppable)
             raise EvorayError(
-                f"{name} is no sublayer or block that this model could be run without; they run from {first} to {last}"
+                f"{name} is no sublayer or block that this model could be run without; "
+                f"they run from {names[0]} to {names[-1]}"
             ) from None
 
     def _dtype_for_head(self, last_BTD: Tensor) -> torch.dtype:

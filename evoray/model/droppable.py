@@ -4,6 +4,7 @@ Holds:
 - `DropKind`: token mixer, feed-forward or whole block.
 - `Droppable`: one of them, and what goes with it.
 - `find_droppable`: finds them; works on a model of the meta device too.
+- `modules_of`: the modules that one consists of.
 - `silenced_parameters`: what has to be zero for a sublayer to add nothing.
 
 Whether dropping one means anything is another question, and a probe's to answer (`drop_probes`).
@@ -102,9 +103,9 @@ def find_droppable(model: PreTrainedModel, structure: Structure, dtype: torch.dt
             else:
                 sublayers.append(found(f"{names[block]}.{path}", index, _kind(child), [child], counted))
         if loose:
-            modules = [block.get_submodule(path) for path in loose]
-            name = f"{names[block]}.{'+'.join(loose)}"
-            sublayers.insert(place, found(name, index, DropKind.mlp, modules, counted))
+            path = "+".join(loose)
+            site = found(f"{names[block]}.{path}", index, DropKind.mlp, modules_of(block, path), counted)
+            sublayers.insert(place, site)
     counted = set(weights)
     blocks = [
         found(names[block], index, DropKind.block, [block], counted) for index, block in enumerate(structure.blocks)
@@ -112,11 +113,14 @@ def find_droppable(model: PreTrainedModel, structure: Structure, dtype: torch.dt
     return (*sublayers, *blocks)
 
 
-def modules_of(model: nn.Module, name: str) -> list[nn.Module]:
-    """The modules that a site's name stands for: one, or the loose layers of `...fc1+fc2`."""
-    parent, _, last = name.rpartition(".")
-    owner = model.get_submodule(parent)
-    return [owner.get_submodule(path) for path in last.split("+")]
+def modules_of(block: nn.Module, path: str) -> list[nn.Module]:
+    """The modules that a site consists of.
+
+    Args:
+        block: The block it lies in.
+        path: Its name inside the block: "" for the block itself, several joined by "+" for loose layers.
+    """
+    return [block.get_submodule(part) for part in path.split("+")]
 
 
 def silenced_parameters(modules: Iterable[nn.Module]) -> dict[int, nn.Parameter]:

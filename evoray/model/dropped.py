@@ -10,7 +10,7 @@ Holds:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -72,11 +72,14 @@ class Sublayer:
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             order.append(self.name)
-            self._learn_passed(args, kwargs)
+            # A child that does something else altogether is no reason to refuse a model; dropping it fails its probe.
+            with suppress(TypeError):
+                self._learn_passed(args, kwargs)
             output = self._forward.own(*args, **kwargs)
-            self._length = len(output) if isinstance(output, tuple | list) else None
-            dtype = first_tensor(output).dtype
-            self._dtype = None if dtype == self._entering(args, kwargs).dtype else dtype
+            with suppress(TypeError):
+                self._length = len(output) if isinstance(output, tuple | list) else None
+                dtype = first_tensor(output).dtype
+                self._dtype = None if dtype == self._entering(args, kwargs).dtype else dtype
             return output
 
         self._forward.put(watched)
@@ -109,8 +112,14 @@ class Sublayer:
         }
         if not others:
             return
-        with muted(self._layers):
-            output = first_tensor(self._forward.own(*args, **kwargs))
+        try:
+            with muted(self._layers):
+                output = first_tensor(self._forward.own(*args, **kwargs))
+        except torch.OutOfMemoryError:
+            raise
+        # Zeros may be more than a module bears; then it is taken to leave the sum to its block.
+        except Exception:
+            return
         for key, value in others.items():
             # Zeros that arrive as an argument are nothing that could be told from nothing added.
             if torch.equal(output, value) and bool(value.any()):

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_config, tiny_ids, tiny_model
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -256,3 +256,30 @@ def test_a_sublayer_of_another_kind_than_it_seems_is_noted() -> None:
     adapter = ModelAdapter(model)
     adapter.check_droppable(["model.layers.1.mlp"])
     assert "model.layers.1.mlp counts as mlp, but mixes tokens" in adapter.notes[-1]
+
+
+class _Odd(nn.Module):
+    """Holds a matrix, and neither takes nor gives a state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, number: int) -> str:
+        return str(number)
+
+
+def test_odd_children_of_a_block_are_no_reason_to_refuse_the_model() -> None:
+    model = tiny_model("llama")
+    for block in model.model.layers:
+        block.odd = _Odd()
+        block.spare = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])  # nothing calls them
+        block.register_forward_pre_hook(lambda module, args: module.odd(3) and None)
+    adapter = ModelAdapter(model)
+    usual = ["model.layers.1.self_attn", "model.layers.1.mlp", "model.layers.1"]
+    assert set(adapter.sublayers[1]) == {*usual[:2], "model.layers.1.odd", "model.layers.1.spare.0+spare.1"}
+    assert adapter.modules("model.layers.1.spare.0+spare.1") == list(model.model.layers[1].spare)
+    with pytest.raises(UserError, match=r"LlamaForCausalLM can't be run without .*\(TypeError: _Odd takes no hidden"):
+        adapter.check_droppable(["model.layers.1.odd"])
+    adapter.check_droppable(["model.layers.1"])
+    assert torch.equal(adapter.logits(tiny_ids()), logits(tiny_model("llama"), tiny_ids()))
