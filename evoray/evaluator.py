@@ -1,15 +1,15 @@
 """One device, one base model: genotypes x batches -> losses.
 
-Holds: `Work` (one batch, ready to run), `Evaluator`, `VariantCache`.
+Holds: `Work` (one batch, ready to run), `Evaluator` (losses, and influences of a model's parts), `VariantCache`.
 
 A loss is a pure function of (base model, row of levels, batch): how the rows are ordered, which prefixes are
 reused and what is cached changes no bit of it.
 
-Legend: N candidates, L layers, B blocks of the batch, T padded length, D hidden.
+Legend: N candidates, L layers, S spans of a model, B blocks of the batch, T padded length, D hidden.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from evoray.errors import EvorayError
-from evoray.fitness import Fitness, PlacedTeacher, TeacherBlock, loss_head, place
+from evoray.fitness import INFLUENCES, Fitness, PlacedTeacher, TeacherBlock, influence, loss_head, place
 from evoray.formats import dense_weight
-from evoray.model import ModelAdapter
+from evoray.model import DropKind, Droppable, ModelAdapter
 from evoray.model.probes import probe_ids
 from evoray.settings import BOUNDARY_BYTES, VARIANT_BYTES, VOCABULARY_CHUNK
 from evoray.store import VariantStore
@@ -130,10 +130,10 @@ class _Variants:
 
 
 @dataclass(frozen=True)
-class _Block:
-    """A column of a row that says whether a block is dropped."""
+class _Drop:
+    """A column of a row that says whether a sublayer or block is dropped."""
 
-    index: int
+    site: Droppable
 
 
 class Evaluator:
@@ -145,8 +145,8 @@ class Evaluator:
     Args:
         adapter: the base model. While this evaluator is in use, nobody else may swap its weights.
         store: its variants; None when only the base model is judged.
-        droppable: blocks that candidates may do without, by index. Each is one more column of a candidate's row, behind
-            the layers': 0 for a dropped block, -1 for one that stays.
+        droppable: sublayers and blocks that candidates may do without, by name. Each is one more column of a
+            candidate's row, behind the layers': 0 for a dropped one, -1 for one that stays.
         vocabulary_chunk: rows of the head per matrix product; part of what fixes the bits of a loss.
         boundary_bytes: limit of the kept states at block boundaries. Every k-th boundary is kept when all don't fit.
         variant_bytes: limit of ready weights kept on the device.
@@ -159,7 +159,7 @@ class Evaluator:
         adapter: ModelAdapter,
         store: VariantStore | None,
         *,
-        droppable: Sequence[int] = (),
+        droppable: Sequence[str] = (),
         vocabulary_chunk: int = VOCABULARY_CHUNK,
         boundary_bytes: int = BOUNDARY_BYTES,
         variant_bytes: int = VARIANT_BYTES,
@@ -172,6 +172,10 @@ class Evaluator:
         self.cache = VariantCache(adapter, store, variant_bytes, prefetch)
         self.head = loss_head(adapter, vocabulary_chunk)
         self.boundary_bytes = boundary_bytes
+        for name in adapter.layers:
+            adapter.restore(name)
+        for name in adapter.droppable:
+            adapter.drop(name, False)
         # Block -> the last boundary up to it from which a pass may start.
         usable = adapter.boundaries | {0} if reuse else {0}
         self._resume_at = [max(b for b in usable if b <= block) for block in range(adapter.n_blocks + 1)]
@@ -181,17 +185,20 @@ class Evaluator:
         unknown = [layer.name for layer in entries if layer.name not in adapter.layers]
         if unknown:
             raise EvorayError(f"the store has a layer {unknown[0]} that the model lacks")
-        block_of = np.array([*(adapter.layers[layer.name].block for layer in entries), *droppable], dtype=np.int64)
-        sites: list[_Variants | _Block] = [_Variants(layer.name, layer.levels) for layer in entries]
-        sites += [_Block(index) for index in droppable]
+        unknown = [name for name in droppable if name not in adapter.droppable]
+        if unknown:
+            raise EvorayError(f"{unknown[0]} is no sublayer or block of the model")
+        sites: list[_Variants | _Drop] = [_Variants(layer.name, layer.levels) for layer in entries]
+        sites += [_Drop(adapter.droppable[name]) for name in droppable]
+        block_of = np.array(
+            [site.site.block if isinstance(site, _Drop) else adapter.layers[site.layer].block for site in sites],
+            dtype=np.int64,
+        )
         # Sites stand in the order of their blocks, whatever the order in the manifest.
         self._columns = np.argsort(block_of, kind="stable")
         self._block_of = block_of[self._columns]
         self._sites = [sites[column] for column in self._columns]
-        for name in adapter.layers:
-            adapter.restore(name)
-        for index in range(adapter.n_blocks):
-            adapter.drop_block(index, False)
+        self._covered = _covered(self._sites)
         self._installed = np.full(len(self._sites), -1, dtype=np.int8)
 
     def losses(self, rows_NL: np.ndarray, work: Work, fitness: Fitness) -> np.ndarray:
@@ -199,7 +206,7 @@ class Evaluator:
 
         Args:
             rows_NL: int8, per candidate and layer of the store the index of its level, -1 for the base weight; then a
-                column per droppable block.
+                column per droppable site. What lies inside a dropped one has no say, and its variants are not read.
             work: the batch.
             fitness: what is measured.
 
@@ -211,6 +218,9 @@ class Evaluator:
             EvorayError: the teacher's part is missing or another batch's.
         """
         rows_NL = np.asarray(rows_NL, dtype=np.int8).reshape(len(rows_NL), len(self._sites))[:, self._columns]
+        # One form for candidates that differ only inside what they have dropped. (The picking of columns has copied.)
+        for column, covered in self._covered.items():
+            rows_NL[np.ix_(rows_NL[:, column] == 0, covered)] = -1
         ids_BT = self._ids(work)
         teacher = place(work.teacher, work.cuts, self.adapter.device) if fitness.needs_teacher else None
         losses_NB = np.empty((len(rows_NL), len(work.cuts)))
@@ -246,6 +256,76 @@ class Evaluator:
         with torch.inference_mode():
             return self.head.teach(hidden_BTD, work.cuts)
 
+    def influences(self, work: Work, spans: Sequence[Sequence[str]]) -> np.ndarray:
+        """What parts of the base model do to the hidden state that goes through them.
+
+        The state behind a sublayer is what its block returns without the sublayers that run after it, the state before
+        it what the block returns without it and them. So sublayers that work side by side (falcon) count as if the sum
+        took them in one after the other.
+
+        Args:
+            work: the batch.
+            spans: names of droppable sites in the order in which they run: a sublayer, a block, or neighbours.
+
+        Returns:
+            float64 [S, 4, B]: per span and measure of `INFLUENCES` the sums over the block's counted tokens.
+
+        Raises:
+            EvorayError: a name is none of the model's, a span goes backward, or states are not [rows, tokens, width].
+        """
+        self._install(np.full(len(self._sites), -1, dtype=np.int8))
+        ids_BT = self._ids(work)
+        ends = [(self._points(span[0])[0], self._points(span[-1])[1]) for span in spans]
+        backward = [" to ".join(span) for span, (before, behind) in zip(spans, ends, strict=True) if before >= behind]
+        if backward:
+            raise EvorayError(f"the span {backward[0]} does not go forward through the model")
+        wanted = {point for pair in ends for point in pair}
+        last_use = {before: max(behind for first, behind in ends if first == before) for before, _ in ends}
+        found_S4B = np.zeros((len(spans), len(INFLUENCES), len(work.cuts)))
+        held: dict[tuple[int, int], Tensor] = {}
+        for point, state_BTD in self._walk(ids_BT, wanted):
+            if state_BTD.ndim != 3:
+                raise EvorayError("influences need states of the form [rows, tokens, width], which this model lacks")
+            for span, (before, behind) in enumerate(ends):
+                if behind == point:
+                    for block, cut in enumerate(work.cuts):
+                        per_token_4N = influence(held[before][block, :cut], state_BTD[block, :cut])
+                        found_S4B[span, :, block] = per_token_4N.sum(1).cpu().numpy()
+            held[point] = state_BTD
+            held = {old: state for old, state in held.items() if last_use.get(old, point) > point}
+        return found_S4B
+
+    def _points(self, name: str) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The places before and behind a site: (block, how many of its sublayers have run)."""
+        if name not in self.adapter.droppable:
+            raise EvorayError(f"{name} is no sublayer or block of the model")
+        site = self.adapter.droppable[name]
+        if site.kind is DropKind.block:
+            return (site.block, 0), (site.block + 1, 0)
+        sublayers = self.adapter.sublayers[site.block]
+        ran = sublayers.index(name) + 1
+        # Behind its last sublayer is behind the block.
+        return (site.block, ran - 1), ((site.block, ran) if ran < len(sublayers) else (site.block + 1, 0))
+
+    def _walk(self, ids_BT: Tensor, wanted: Collection[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], Tensor]]:
+        """The base model's states at the places asked for, in order, a few at a time in memory."""
+        start, entering = 0, None
+        for block, ran in sorted(wanted):
+            if not ran:
+                state = self.adapter.hidden(ids_BT, start=start, hidden_BTD=entering, stop=block)
+            else:
+                after = self.adapter.sublayers[block][ran:]
+                try:
+                    for name in after:
+                        self.adapter.drop(name)
+                    state = self.adapter.hidden(ids_BT, start=start, hidden_BTD=entering, stop=block + 1)
+                finally:
+                    for name in after:
+                        self.adapter.drop(name, False)
+            if not ran and block in self.adapter.boundaries:
+                start, entering = block, state
+            yield (block, ran), state
+
     def _ids(self, work: Work) -> Tensor:
         return torch.from_numpy(np.array(work.ids, dtype=np.int64)).to(self.adapter.device)
 
@@ -265,8 +345,8 @@ class Evaluator:
         """Points each layer that differs at its variant; nothing is copied for a variant that is ready."""
         for number in np.flatnonzero(row_L != self._installed):
             site = self._sites[number]
-            if isinstance(site, _Block):
-                self.adapter.drop_block(site.index, bool(row_L[number] == 0))
+            if isinstance(site, _Drop):
+                self.adapter.drop(site.site.name, bool(row_L[number] == 0))
             elif row_L[number] < 0:
                 self.adapter.restore(site.layer)
             else:
@@ -305,3 +385,18 @@ class Evaluator:
             if lowest <= start:
                 break
         return {boundary for boundary in needed if boundary > start}
+
+
+def _covered(sites: Sequence[_Variants | _Drop]) -> dict[int, list[int]]:
+    """Column of a droppable site -> columns of what lies inside it: layers, and sublayers of a block."""
+    covered: dict[int, list[int]] = {}
+    for column, drop in enumerate(sites):
+        if isinstance(drop, _Drop):
+            whole = drop.site.kind is DropKind.block
+            covered[column] = [
+                number
+                for number, site in enumerate(sites)
+                if (isinstance(site, _Variants) and site.layer in drop.site.layers)
+                or (whole and isinstance(site, _Drop) and site.site.block == drop.site.block and number != column)
+            ]
+    return covered

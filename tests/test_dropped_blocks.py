@@ -35,7 +35,7 @@ def without(model, adapter: ModelAdapter, dropped: tuple[int, ...]):
 def test_losses_are_those_of_a_model_without_the_blocks(family):
     model = tiny_model(family)
     adapter = ModelAdapter(copy.deepcopy(model))
-    evaluator = Evaluator(adapter, None, droppable=range(3))
+    evaluator = Evaluator(adapter, None, droppable=[f"{adapter.blocks_name}.{block}" for block in range(3)])
     cuts = (9, 12)
     ids = tiny_ids(2, 12)
     work = Work(ids.numpy().astype(np.int32), cuts)
@@ -63,9 +63,9 @@ def test_dropped_blocks_and_variants_together_in_any_order(tmp_path):
     rows_NL[6:, -1] = -1 - rows_NL[6:, -1]
     cuts = (10, 7)
     work = Work(tiny_ids(2, 10).numpy().astype(np.int32), cuts)
-    whole = Evaluator(adapter, store, droppable=(2, 1), reuse=False)
+    whole = Evaluator(adapter, store, droppable=("model.layers.2", "model.layers.1"), reuse=False)
     wanted_NB = np.concatenate([whole.losses(row[None], work, Fitness.perplexity) for row in rows_NL])
-    found = Evaluator(adapter, store, droppable=(2, 1))
+    found = Evaluator(adapter, store, droppable=("model.layers.2", "model.layers.1"))
     for order in (np.arange(12), rng.permutation(12)):
         assert np.array_equal(found.losses(rows_NL[order], work, Fitness.perplexity), wanted_NB[order])
     assert found.blocks_run < whole.blocks_run * 2
@@ -75,7 +75,7 @@ def test_a_plain_call_of_the_model_leaves_dropped_blocks_out_too():
     model = tiny_model("llama")
     adapter = ModelAdapter(copy.deepcopy(model))
     ids = tiny_ids()
-    adapter.drop_block(1)
+    adapter.drop("model.layers.1")
     assert torch.equal(adapter.logits(ids), without(model, adapter, (1,))(input_ids=ids, use_cache=False).logits)
     adapter.close()
     assert torch.equal(

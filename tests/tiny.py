@@ -50,6 +50,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"hidden_size": HIDDEN, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4},
     ),
     "falcon": ("falcon", {"hidden_size": HIDDEN, "num_hidden_layers": 3, "num_attention_heads": 4}),
+    # Its attention and its feed-forward add to the residual stream themselves.
+    "bloom": ("bloom", {"hidden_size": HIDDEN, "n_layer": 3, "n_head": 4}),
     "mamba": ("mamba", {"hidden_size": HIDDEN, "num_hidden_layers": 3, "state_size": 4, "time_step_rank": 8}),
     "cohere": ("cohere", {**_ATTENTION, "logit_scale": 0.25}),
     "granite": (

@@ -65,6 +65,7 @@ class WorkerSpec:
         boundary_bytes: limit of kept states at block boundaries.
         variant_bytes: limit of ready weights on the device.
         reuse: resume candidates from common prefixes.
+        droppable: names of sublayers and blocks that candidates may do without, in the order of their columns.
         versions: of the driver.
         environment: set where the worker's own process lacks it. Not shown by repr: it may hold a token.
     """
@@ -83,6 +84,7 @@ class WorkerSpec:
     boundary_bytes: int = BOUNDARY_BYTES
     variant_bytes: int = VARIANT_BYTES
     reuse: bool = True
+    droppable: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=versions)
     environment: dict[str, str] = field(default_factory=forwarded_environment, repr=False)
 
@@ -159,9 +161,11 @@ class Worker:
             trust_remote_code=spec.trust_remote_code,
         )
         adapter = ModelAdapter(model, allow_partial=spec.allow_partial)
+        adapter.check_droppable(spec.droppable)
         self.evaluator: Evaluator = Evaluator(
             adapter,
             store,
+            droppable=spec.droppable,
             vocabulary_chunk=spec.vocabulary_chunk,
             boundary_bytes=spec.boundary_bytes,
             variant_bytes=spec.variant_bytes,

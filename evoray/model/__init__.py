@@ -8,15 +8,19 @@ What is in the room:
 - `facts`: `checkpoint_facts`: shapes, sizes, dtype and digest of a checkpoint, without reading its weights;
   `model_folder`: whether a model was given as a folder, and which.
 - `structure`: `find_structure`: decoder, blocks, layers and head; `LayerRef`.
+- `droppable`: `find_droppable`: sublayers and blocks that a pass may do without; `Droppable`, `DropKind`.
+- `dropped`: sublayers that can be taken out of a pass and put back.
 - `gate`: `BlockGate`: start at a block, stop before one, keep states at boundaries.
 - `adapter`: `ModelAdapter`: all of that for one loaded model.
 - `probes`: what the adapter checks at load, and what is off when a check fails.
+- `drop_probes`: what is checked before sublayers and blocks are dropped.
 - `slots`: `LoadSlots`: how many models load at once on a node.
 - `quiet`: `quiet_transformers`: keeps transformers' bars and remarks out of our output.
 """
 
 from evoray.model.adapter import ModelAdapter
 from evoray.model.checkpoint import Need, resolve_checkpoint
+from evoray.model.droppable import DropKind, Droppable, find_droppable
 from evoray.model.facts import Facts, LayerShape, checkpoint_facts, model_folder, weights_digest
 from evoray.model.load import load_config, load_model, load_tokenizer, pick_device, settle_numerics
 from evoray.model.quiet import quiet_transformers
@@ -24,6 +28,8 @@ from evoray.model.slots import LoadSlots
 from evoray.model.structure import LayerRef, Structure, find_structure
 
 __all__ = [
+    "DropKind",
+    "Droppable",
     "Facts",
     "LayerRef",
     "LayerShape",
@@ -32,6 +38,7 @@ __all__ = [
     "Need",
     "Structure",
     "checkpoint_facts",
+    "find_droppable",
     "find_structure",
     "load_config",
     "load_model",

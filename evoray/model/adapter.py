@@ -8,7 +8,7 @@ Shape suffixes: B rows, T tokens, D width of the hidden state, V vocabulary, O o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -17,10 +17,13 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from evoray.errors import EvorayError, UserError
+from evoray.model.drop_probes import probe_droppable
+from evoray.model.droppable import DropKind, Droppable, find_droppable, modules_of, silenced_parameters
+from evoray.model.dropped import LooseSublayer, Sublayer, watch_sublayers
 from evoray.model.gate import BlockGate, Route, Stopped, set_route, watch_pass
 from evoray.model.probes import probe_ids, run_probes
 from evoray.model.quiet import quiet_transformers
-from evoray.model.structure import LayerRef, check_reach, find_structure
+from evoray.model.structure import LayerRef, check_reach, find_structure, is_layer
 
 
 class ModelAdapter:
@@ -45,6 +48,9 @@ class ModelAdapter:
         dtype: The dtype of the weights.
         device: The device of the weights.
         layers: Layers by name, in order of the blocks, then of definition inside the block.
+        droppable: Sublayers and blocks that a pass may do without, by name: all sublayers in order of the blocks, then
+            all blocks. Bytes count in the model's dtype. `check_droppable` says for which it means anything.
+        sublayers: Names of each block's sublayers, in the order in which they run.
         reach: Share of the blocks' weights that lie in layers.
         head: The output embedding where it is an `nn.Linear`, else None.
         head_is_linear: Logits are head.weight @ h (+ head.bias) and nothing else (probed).
@@ -81,10 +87,16 @@ class ModelAdapter:
         notes = [note for note in [check_reach(model, structure, allow_partial)] if note]
 
         self._weights = {name: _weight(ref.module) for name, ref in self.layers.items()}
+        self.droppable: dict[str, Droppable] = {
+            site.name: site for site in find_droppable(model, structure, self.dtype)
+        }
+        self._sublayers = {
+            name: self._sublayer(name) for name, site in self.droppable.items() if site.kind is not DropKind.block
+        }
         self._gates = [BlockGate(block, index, self.n_blocks) for index, block in enumerate(self.blocks)]
         try:
             with quiet_transformers():
-                output, self.unobserved = self._learn()
+                output, self.unobserved, self.sublayers = self._learn()
                 self._output_type = type(output)
                 self._output_length = len(output)
                 last_BTD = _last_hidden(output)
@@ -104,8 +116,8 @@ class ModelAdapter:
         """Put all base weights back and take the gates off the blocks. The adapter is of no use afterwards."""
         for name in self.layers:
             self.restore(name)
-        for gate in self._gates:
-            gate.dropped = False
+        for site in self.droppable:
+            self.drop(site, False)
         for gate in self._gates:
             gate.remove()
 
@@ -149,14 +161,67 @@ class ModelAdapter:
         """Let a layer use its base weight again. Sets a pointer, copies nothing."""
         self._weights[name].data = self.layers[name].base
 
-    def drop_block(self, index: int, dropped: bool = True) -> None:
-        """Take a block out of every pass from now on, or put it back. It returns its input; its weights stay.
+    # Sublayers and blocks
+
+    def drop(self, name: str, dropped: bool = True) -> None:
+        """Take a sublayer or a block out of every pass from now on, or put it back. Its weights stay.
+
+        A dropped block returns its input, a dropped sublayer adds nothing to its block's state; neither computes
+        anything, unless it is handed a cache. Then it runs for what it writes there, and its result is thrown away: so
+        `generate` gives the tokens of uncached passes.
 
         Args:
-            index: Of the block.
+            name: One of `droppable`. Whether its block is dropped too makes no difference.
             dropped: False to put it back.
+
+        Raises:
+            EvorayError: No such sublayer or block.
         """
-        self._gates[index].dropped = dropped
+        site = self._site(name)
+        if site.kind is DropKind.block:
+            self._gates[site.block].dropped = dropped
+        elif self._sublayers[name].dropped != dropped:
+            self._sublayers[name].drop(dropped)
+
+    def check_droppable(self, names: Iterable[str]) -> None:
+        """Probe that sublayers and blocks can be dropped, on a short input and bit for bit.
+
+        The base weights have to be in place. What is dropped at the time is put back for the probes.
+
+        Args:
+            names: Of `droppable`.
+
+        Raises:
+            UserError: No such sublayer or block, or one whose dropping has no meaning in this model.
+        """
+        wanted = list(dict.fromkeys(names))
+        for name in wanted:
+            try:
+                self._site(name)
+            except EvorayError as error:
+                raise UserError(str(error)) from None
+        if not wanted:
+            return
+        dropped = [name for name in self.droppable if self._is_dropped(name)]
+        for name in dropped:
+            self.drop(name, False)
+        try:
+            with quiet_transformers():
+                notes = probe_droppable(self, [self.droppable[name] for name in wanted])
+        finally:
+            for name in dropped:
+                self.drop(name)
+        self.notes = tuple(dict.fromkeys((*self.notes, *notes)))
+
+    def silenced(self, name: str) -> list[nn.Parameter]:
+        """The parameters that are zero in a plain model which does as this one does with a sublayer dropped."""
+        return list(silenced_parameters(self.modules(name)).values())
+
+    def modules(self, name: str) -> list[nn.Module]:
+        """The modules that a sublayer or block consists of: one, or several loose layers."""
+        site = self._site(name)
+        inside = name.removeprefix(f"{self.blocks_name}.{site.block}").removeprefix(".")
+        return modules_of(self.blocks[site.block], inside)
 
     # Passes
 
@@ -240,11 +305,12 @@ class ModelAdapter:
     def _decode(self, ids_BT: Tensor) -> Any:
         return self.decoder(input_ids=ids_BT, use_cache=False, return_dict=True)
 
-    def _learn(self) -> tuple[Any, frozenset[str]]:
-        """One full pass in which the gates learn their blocks' ways; checks that each block runs once, in order.
+    def _learn(self) -> tuple[Any, frozenset[str], list[list[str]]]:
+        """One full pass in which gates and sublayers learn their modules' ways; checks that each block runs once.
 
         Returns:
-            What the decoder returned, and the layers whose modules were not called.
+            What the decoder returned, the layers whose modules were not called, and each block's sublayers in the
+            order in which they ran.
         """
         ids_BT = probe_ids(self)
         called: set[nn.Module] = set()
@@ -253,7 +319,7 @@ class ModelAdapter:
         ]
         name = type(self.model).__name__
         try:
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad(), watch_sublayers(self._sublayers.values()) as ran:
                 output, order = watch_pass(self._gates, lambda: self._decode(ids_BT))
         except torch.OutOfMemoryError:
             raise
@@ -271,7 +337,31 @@ class ModelAdapter:
                 f"model class {name} can't be handled: a pass runs its blocks {self.blocks_name} in the order {order}; "
                 "choose a model that runs each block once, in order"
             )
-        return output, frozenset(layer for layer, ref in self.layers.items() if ref.module not in called)
+        sublayers: list[list[str]] = [[] for _ in range(self.n_blocks)]
+        # Those that did not run (they serve other kinds of input) come last.
+        for sublayer in dict.fromkeys((*ran, *self._sublayers)):
+            sublayers[self.droppable[sublayer].block].append(sublayer)
+        unobserved = frozenset(layer for layer, ref in self.layers.items() if ref.module not in called)
+        return output, unobserved, sublayers
+
+    def _sublayer(self, name: str) -> Sublayer | LooseSublayer:
+        modules = self.modules(name)
+        layers = [self.layers[layer].module for layer in self.droppable[name].layers]
+        return LooseSublayer(name, modules) if is_layer(modules[0]) else Sublayer(name, modules[0], layers)
+
+    def _is_dropped(self, name: str) -> bool:
+        site = self.droppable[name]
+        return self._gates[site.block].dropped if site.kind is DropKind.block else self._sublayers[name].dropped
+
+    def _site(self, name: str) -> Droppable:
+        try:
+            return self.droppable[name]
+        except KeyError:
+            names = list(self.droppable)
+            raise EvorayError(
+                f"{name} is no sublayer or block that this model could be run without; "
+                f"they run from {names[0]} to {names[-1]}"
+            ) from None
 
     def _dtype_for_head(self, last_BTD: Tensor) -> torch.dtype:
         """The dtype in which last hidden states are given out.

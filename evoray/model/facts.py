@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from evoray.embedded import EMBEDDED
 from evoray.errors import UserError
 from evoray.model.checkpoint import Need, checkpoint_dtype, read_header, resolve_checkpoint, weight_files
+from evoray.model.droppable import Droppable, find_droppable
 from evoray.model.load import load_config, refusal
 from evoray.model.quiet import quiet_transformers
 from evoray.model.structure import check_reach, find_structure
@@ -64,6 +65,7 @@ class Facts:
         dtype: dtype that most of its weights are stored in ("float16").
         tensors: Shape of every tensor the model keeps, shared ones once, by the name in the model.
         layers: The compressible matrices, in order of blocks, then of definition.
+        droppable: Sublayers in order of the blocks, then all blocks. Bytes count in the checkpoint's dtype.
         n_blocks: Number of blocks.
         parameter_bytes: Bytes of all tensors in the checkpoint's dtype.
         weights_digest: Identity of the weights (sha256, see `weights_digest`).
@@ -79,6 +81,7 @@ class Facts:
     dtype: str
     tensors: dict[str, tuple[int, ...]]
     layers: tuple[LayerShape, ...]
+    droppable: tuple[Droppable, ...]
     n_blocks: int
     parameter_bytes: int
     weights_digest: str
@@ -147,6 +150,7 @@ def checkpoint_facts(
         dtype=str(dtype).removeprefix("torch."),
         tensors={name: tuple(tensor.shape) for name, tensor in tensors.items()},
         layers=layers,
+        droppable=find_droppable(skeleton, structure, dtype),
         n_blocks=len(structure.blocks),
         parameter_bytes=sum(
             tensor.numel() * (dtype.itemsize if tensor.is_floating_point() else tensor.element_size())

@@ -4,6 +4,7 @@ Holds:
 - `Stopped`: raised by a gate when the pass has reached the boundary it was asked for; never leaves `ModelAdapter`.
 - `Route`: what one pass wants of the gates.
 - `BlockGate`: stands in for one block's `forward`.
+- `parameter_names`, `first_tensor`, `with_first`, `holds_cache`: how modules take and hand on states and caches.
 
 Boundary k is the hidden state that enters block k; boundary n (of n blocks) is what the last block returns. A gate
 replaces `forward` on the block's instance, so the module list keeps its length and its modules, and the decoder
@@ -59,6 +60,35 @@ def first_tensor(output: Any) -> Tensor:
     return state
 
 
+def with_first(output: Any, state: Tensor) -> Any:
+    """An output of the same form that holds another state."""
+    return (state, *output[1:]) if isinstance(output, tuple | list) else state
+
+
+def parameter_names(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """Names of the parameters that can be given by position, in their order."""
+    return tuple(
+        name
+        for name, parameter in inspect.signature(forward).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    )
+
+
+def holds_cache(parameters: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call hands over a cache of keys and values or of states, under any of the names in use.
+
+    Args:
+        parameters: Names of the callee's positional parameters.
+        args: What is handed over by position.
+        kwargs: What is handed over by name.
+    """
+    # Positions (`cache_position`) and switches (`use_cache`) bear such names as well.
+    return any(
+        ("cache" in name or "past" in name) and value is not None and not isinstance(value, bool | int | Tensor)
+        for name, value in (*zip(parameters, args, strict=False), *kwargs.items())
+    )
+
+
 class BlockGate:
     """Stands in for the `forward` of one block.
 
@@ -71,7 +101,9 @@ class BlockGate:
         self.index = index
         self.is_last = index == n_blocks - 1
         self.forward: Callable[..., Any] = block.forward
-        self.state_name = _first_parameter(self.forward)
+        self.parameters = parameter_names(self.forward)
+        # A wrapper that takes anything names none; nearly all blocks call their state so.
+        self.state_name = self.parameters[0] if self.parameters else "hidden_states"
         self.route: Route | None = None
         self.output_length: int | None = None  # None: a bare tensor; else the length of the tuple
         self.copies = False
@@ -92,7 +124,7 @@ class BlockGate:
         """Run, skip or stop before the block, as the route says and unless it is dropped."""
         route = self.route
         if route is None:
-            return self._skipped(self._entering(args, kwargs)) if self.dropped else self.forward(*args, **kwargs)
+            return self._left_out(args, kwargs) if self.dropped else self.forward(*args, **kwargs)
         index = self.index
         state = self._entering(args, kwargs)
         version = 0 if self.seen is None else state._version  # states of inference mode have none
@@ -124,6 +156,16 @@ class BlockGate:
                 raise Stopped(state)
         return output
 
+    def _left_out(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a dropped block returns in a plain call of the model, which may carry a cache."""
+        state = self._entering(args, kwargs)
+        if not holds_cache(self.parameters, args, kwargs):
+            return self._skipped(state)
+        # Masks and positions of the whole model follow from the lengths that a cache has in some of its layers (the
+        # first one, mostly). So the block keeps its part of the books in its own way, and its result is thrown away.
+        args, kwargs = self._with_state(args, kwargs, self._own(state))
+        return with_first(self.forward(*args, **kwargs), state)
+
     def _entering(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         state = args[0] if args else kwargs.get(self.state_name)
         if not isinstance(state, Tensor):
@@ -144,14 +186,6 @@ class BlockGate:
     def _skipped(self, state: Tensor) -> Any:
         # What else a block returns (attention weights, caches) is None in the passes we make.
         return state if self.output_length is None else (state, *[None] * (self.output_length - 1))
-
-
-def _first_parameter(forward: Callable[..., Any]) -> str:
-    """Name under which a block takes its hidden state, should the decoder pass it by keyword."""
-    for name, parameter in inspect.signature(forward).parameters.items():
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
-            return name
-    return "hidden_states"  # a wrapper that takes anything; nearly all blocks call it so
 
 
 def set_route(gates: list[BlockGate], route: Route | None) -> None:

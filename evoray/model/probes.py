@@ -4,6 +4,7 @@ Holds:
 - `Findings`: what the probes found.
 - `run_probes`: runs them all.
 - `probe_ids`: the short input.
+- `distance`, `REGROUPING`: how far a state moved, and how far it may.
 
 A short cut whose probe fails is switched off and named in a note; results stay right without it. Where there is no
 right way left (a model that sees later tokens, weights that can't be swapped), the model is refused by name.
@@ -35,7 +36,7 @@ SWAPS = 64
 # How far a state may move (root mean square, relative) when other tokens come behind it and the shape stays: nothing,
 # but where experts collect their tokens the shapes inside change a little. A state that sees later tokens moves by
 # hundredths to tenths.
-_REGROUPING = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+REGROUPING = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 # The same when the shape of the pass changes, and kernels and roundings with it.
 _ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-10, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
@@ -119,7 +120,7 @@ def _probe_head(adapter: ModelAdapter, ids_BT: Tensor, hidden_BTD: Tensor, notes
     if not torch.equal(own_BTV, logits_BTV):
         notes.append(_off(adapter, "its logits are more than head(hidden state): soft cap or scale", "linear head"))
         return False
-    if not _distance(plain_BTV, logits_BTV) <= _ROUNDING[hidden_BTD.dtype]:
+    if not distance(plain_BTV, logits_BTV) <= _ROUNDING[hidden_BTD.dtype]:
         notes.append(_off(adapter, f"its head {type(head).__name__} does more than multiply", "linear head"))
         return False
     return True
@@ -133,10 +134,10 @@ def _probe_causality(adapter: ModelAdapter, ids_BT: Tensor, hidden_BTD: Tensor) 
     other_BTD = adapter.hidden(other_BT)
     cut_BTD = adapter.hidden(ids_BT[:, :head].contiguous())
     for changed_BTD, tolerances, cause in [
-        (other_BTD[:, :head], _REGROUPING, "later tokens"),
+        (other_BTD[:, :head], REGROUPING, "later tokens"),
         (cut_BTD, _ROUNDING, "padding"),
     ]:
-        moved = _distance(changed_BTD, hidden_BTD[:, :head])
+        moved = distance(changed_BTD, hidden_BTD[:, :head])
         # Written this way round, NaN fails too.
         if not moved <= tolerances[hidden_BTD.dtype]:
             finding = f"its hidden states depend on {cause} behind them (relative change {moved:.1e})"
@@ -198,7 +199,7 @@ def _probe_swaps(
         )
 
 
-def _distance(one: Tensor, other: Tensor) -> float:
+def distance(one: Tensor, other: Tensor) -> float:
     """Root mean square of the difference, relative to the second. 0 for equal bits, NaN where either is not finite."""
     if torch.equal(one, other):
         return 0.0

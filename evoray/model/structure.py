@@ -4,6 +4,7 @@ Holds:
 - `LayerRef`: one compressible matrix and where it lives.
 - `Structure`: decoder, blocks, layers and head of a model.
 - `find_structure`: finds them; works on a model of the meta device too, so a driver needs no weights.
+- `is_layer`: whether a module is a layer.
 - `check_reach`: refuses a model too many of whose weights lie outside the layers.
 """
 
@@ -101,7 +102,7 @@ def find_structure(model: PreTrainedModel) -> Structure:
                     continue
                 seen.add(id(parameter))
                 weights += parameter.numel()
-                if kind == "weight" and _is_layer(module):
+                if kind == "weight" and is_layer(module):
                     reached += parameter.numel()
                     ref = _layer(names[module], index, module)
                     layers[ref.name] = ref
@@ -175,7 +176,8 @@ def _largest_list(decoder: nn.Module) -> nn.ModuleList | None:
     return largest
 
 
-def _is_layer(module: nn.Module) -> bool:
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module's weight can be compressed: a 2-D weight of a linear or `Conv1D` module."""
     return isinstance(module, nn.Linear | Conv1D) and module.weight.ndim == 2 and module.weight.is_floating_point()
 
 
