@@ -22,7 +22,7 @@ from evoray.fitness import INFLUENCES, Fitness, PlacedTeacher, TeacherBlock, inf
 from evoray.formats import dense_weight
 from evoray.model import DropKind, Droppable, ModelAdapter
 from evoray.model.probes import probe_ids
-from evoray.settings import BOUNDARY_BYTES, VARIANT_BYTES, VOCABULARY_CHUNK
+from evoray.settings import BOUNDARY_BYTES, TOP_K, VARIANT_BYTES, VOCABULARY_CHUNK
 from evoray.store import VariantStore
 
 
@@ -148,6 +148,7 @@ class Evaluator:
         droppable: sublayers and blocks that candidates may do without, by name. Each is one more column of a
             candidate's row, behind the layers': 0 for a dropped one, -1 for one that stays.
         vocabulary_chunk: rows of the head per matrix product; part of what fixes the bits of a loss.
+        top_k: of the base model's tokens, how many a KL over top tokens looks at.
         boundary_bytes: limit of the kept states at block boundaries. Every k-th boundary is kept when all don't fit.
         variant_bytes: limit of ready weights kept on the device.
         reuse: resume from common prefixes. Off, every candidate is a whole pass; the losses are the same bits.
@@ -161,6 +162,7 @@ class Evaluator:
         *,
         droppable: Sequence[str] = (),
         vocabulary_chunk: int = VOCABULARY_CHUNK,
+        top_k: int = TOP_K,
         boundary_bytes: int = BOUNDARY_BYTES,
         variant_bytes: int = VARIANT_BYTES,
         reuse: bool = True,
@@ -170,7 +172,7 @@ class Evaluator:
         if prefetch is None:
             prefetch = adapter.device.type == "cuda" or (store is not None and not store.location.is_local)
         self.cache = VariantCache(adapter, store, variant_bytes, prefetch)
-        self.head = loss_head(adapter, vocabulary_chunk)
+        self.head = loss_head(adapter, vocabulary_chunk, top_k)
         self.boundary_bytes = boundary_bytes
         for name in adapter.layers:
             adapter.restore(name)
@@ -245,16 +247,22 @@ class Evaluator:
                 ids_BT, start=start, hidden_BTD=stack.get(start), keep=tuple(keep), kept=stack
             )
             self.blocks_run += self.adapter.n_blocks - start
-            losses_NB[candidate] = self._loss(hidden_BTD, work, ids_BT, teacher)
+            losses_NB[candidate] = self._loss(hidden_BTD, work, ids_BT, fitness, teacher)
         losses_NB[~np.isfinite(losses_NB)] = np.inf
         return losses_NB
 
-    def teach(self, work: Work) -> list[TeacherBlock]:
-        """The base model's part of a KL divergence, per block of the batch."""
+    def teach(self, work: Work, fitness: Fitness = Fitness.kl) -> list[TeacherBlock]:
+        """The base model's part of a measure, per block of the batch.
+
+        Raises:
+            EvorayError: the measure needs none.
+        """
+        if not fitness.needs_teacher:
+            raise EvorayError(f"fitness {fitness} needs no teacher")
         self._install(np.full(len(self._sites), -1, dtype=np.int8))
         hidden_BTD = self.adapter.hidden(self._ids(work))
         with torch.inference_mode():
-            return self.head.teach(hidden_BTD, work.cuts)
+            return (self.head.top if fitness.of_top_tokens else self.head).teach(hidden_BTD, work.cuts)
 
     def influences(self, work: Work, spans: Sequence[Sequence[str]]) -> np.ndarray:
         """What parts of the base model do to the hidden state that goes through them.
@@ -329,11 +337,17 @@ class Evaluator:
     def _ids(self, work: Work) -> Tensor:
         return torch.from_numpy(np.array(work.ids, dtype=np.int64)).to(self.adapter.device)
 
-    def _loss(self, hidden_BTD: Tensor, work: Work, ids_BT: Tensor, teacher: PlacedTeacher | None) -> np.ndarray:
+    def _loss(
+        self, hidden_BTD: Tensor, work: Work, ids_BT: Tensor, fitness: Fitness, teacher: PlacedTeacher | None
+    ) -> np.ndarray:
         with torch.inference_mode():
-            if teacher is not None:
+            if teacher is None:
+                return self.head.cross_entropy(hidden_BTD, work.cuts, ids_BT)
+            if fitness is Fitness.kl:
                 return self.head.kl(hidden_BTD, work.cuts, teacher)
-            return self.head.cross_entropy(hidden_BTD, work.cuts, ids_BT)
+            if fitness is Fitness.kl_topk:
+                return self.head.top.kl(hidden_BTD, work.cuts, teacher)
+            return self.head.top.kl_renormalised(hidden_BTD, work.cuts, teacher)
 
     def _variants(self, row_L: np.ndarray) -> list[tuple[str, str]]:
         """What `_install` would have to get for a row."""

@@ -62,7 +62,9 @@ Level = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(va
 VOCABULARY_CHUNK = 16384
 BOUNDARY_BYTES = 1 << 30
 VARIANT_BYTES = 4 << 30
-"""What a worker takes where nobody says otherwise: rows of the head per product, and its two limits of memory."""
+TOP_K = 10
+"""What a worker takes where nobody says otherwise: rows of the head per product, its two limits of memory, and the
+tokens that a KL over top tokens looks at (as in EvoPress)."""
 
 
 class Device(StrEnum):
@@ -273,9 +275,12 @@ class SearchSettings(ModelSettings, TextSettings, WorkSettings):
     tie: Literal["fused", "none"] = Field(
         "fused", description="Layers that engines fuse (q/k/v, gate/up) share a level."
     )
-    fitness: Literal["kl", "perplexity"] = Field(
-        "kl", description="What is minimised: KL divergence to the base model, or perplexity."
+    fitness: Literal["kl", "perplexity", "kl-topk", "kl-topk-renormalised"] = Field(
+        "kl",
+        description="What is minimised: KL divergence to the base model (exact, over its top tokens and the rest as "
+        "one, or within its top tokens as EvoPress has it), or perplexity.",
     )
+    top_k: int = Field(TOP_K, ge=1, le=1024, description="Top tokens that kl-topk looks at; more is what kl is for.")
     preset: Preset | None = Field(None, description="evopress: the paper's algorithm and budget.")
     generations: int = Field(150, ge=0, le=MOST, description="Generations. A finished run goes on when this is raised.")
     offspring: int = Field(128, ge=1, le=MOST, description="Offspring per generation.")

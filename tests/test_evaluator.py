@@ -40,6 +40,7 @@ class Case:
     work: Work
     rows_NL: np.ndarray
     expected: dict[tuple[int, ...], np.ndarray]
+    works: dict[Fitness, Work]
 
     def wanted(self, rows_NL: np.ndarray, fitness: Fitness = Fitness.kl) -> np.ndarray:
         return np.stack([self.expected[fitness, tuple(row.tolist())] for row in rows_NL])
@@ -58,9 +59,12 @@ def one_by_one(case: Case, row_L: np.ndarray, fitness: Fitness, work: Work) -> n
     with torch.no_grad():
         hidden_BTD = model.get_submodule(decoder)(input_ids=ids_BT, use_cache=False, return_dict=True)[0]
     head = loss_head(case.adapter, 16384)
+    if fitness is Fitness.perplexity:
+        return head.cross_entropy(hidden_BTD, work.cuts, ids_BT)
+    taught = place(work.teacher, work.cuts, torch.device("cpu"))
     if fitness is Fitness.kl:
-        return head.kl(hidden_BTD, work.cuts, place(work.teacher, work.cuts, torch.device("cpu")))
-    return head.cross_entropy(hidden_BTD, work.cuts, ids_BT)
+        return head.kl(hidden_BTD, work.cuts, taught)
+    return (head.top.kl if fitness is Fitness.kl_topk else head.top.kl_renormalised)(hidden_BTD, work.cuts, taught)
 
 
 def population(layers: int, levels: int) -> np.ndarray:
@@ -90,12 +94,15 @@ def a_case(family: str, folder: Path) -> Case:
     adapter = ModelAdapter(copy.deepcopy(plain))
     symmetric = family != "gpt2"
     store = VariantStore.open(tiny_store(folder / family, adapter, symmetric=symmetric))
-    work = a_batch()
-    work = Work(work.ids, work.cuts, tuple(Evaluator(adapter, store).teach(work)))
-    case = Case(plain, adapter, store, work, population(len(adapter.layers), 3), {})
+    work, evaluator = a_batch(), Evaluator(adapter, store)
+    works = {
+        fitness: Work(work.ids, work.cuts, tuple(evaluator.teach(work, fitness)) if fitness.needs_teacher else ())
+        for fitness in Fitness
+    }
+    case = Case(plain, adapter, store, works[Fitness.kl], population(len(adapter.layers), 3), {}, works)
     for row in case.rows_NL:
         for fitness in Fitness:
-            case.expected[fitness, tuple(row.tolist())] = one_by_one(case, row, fitness, work)
+            case.expected[fitness, tuple(row.tolist())] = one_by_one(case, row, fitness, works[fitness])
     return case
 
 
@@ -128,7 +135,7 @@ def state_bytes(case: Case) -> int:
 @pytest.mark.parametrize("reuse", [True, False])
 def test_losses_are_those_of_plain_passes(case, fitness, reuse):
     evaluator = Evaluator(case.adapter, case.store, reuse=reuse)
-    losses_NB = evaluator.losses(case.rows_NL, case.work, fitness)
+    losses_NB = evaluator.losses(case.rows_NL, case.works[fitness], fitness)
     assert losses_NB.dtype == np.float64
     assert np.array_equal(losses_NB, case.wanted(case.rows_NL, fitness))
     # What the test is about is there: candidates differ, and few of them are the base model.
@@ -154,7 +161,7 @@ def test_no_order_limit_or_history_changes_a_bit(case, data):
         picked = data.draw(st.lists(st.integers(0, len(case.rows_NL) - 1), min_size=0, max_size=8))
         rows_NL = case.rows_NL[picked]
         fitness = data.draw(st.sampled_from(Fitness))
-        losses_NB = evaluator.losses(rows_NL, case.work, fitness)
+        losses_NB = evaluator.losses(rows_NL, case.works[fitness], fitness)
         assert losses_NB.shape == (len(picked), len(CUTS))
         assert not picked or np.array_equal(losses_NB, case.wanted(rows_NL, fitness))
         if data.draw(st.booleans()):
@@ -334,7 +341,7 @@ def test_losses_that_are_no_numbers_are_infinite(llama, monkeypatch):
     monkeypatch.setattr(evoray.evaluator, "dense_weight", lambda *args: torch.full_like(dense_weight(*args), torch.inf))
     rows_NL = llama.rows_NL[[1, 0]]
     for fitness in Fitness:
-        losses_NB = Evaluator(llama.adapter, llama.store).losses(rows_NL, llama.work, fitness)
+        losses_NB = Evaluator(llama.adapter, llama.store).losses(rows_NL, llama.works[fitness], fitness)
         assert np.array_equal(losses_NB[0], llama.wanted(rows_NL[:1], fitness)[0])
         assert np.all(losses_NB[1] == np.inf)
 
@@ -357,12 +364,12 @@ def test_a_store_of_another_model_is_refused(llama, folder):
 def test_padding_changes_next_to_nothing(case):
     """Cuts are seen by the loss alone, so only the shapes of products differ: 1e-6 relative in float32."""
     for fitness in Fitness:
-        padded_NB = Evaluator(case.adapter, case.store).losses(case.rows_NL, case.work, fitness)
+        padded_NB = Evaluator(case.adapter, case.store).losses(case.rows_NL, case.works[fitness], fitness)
         for row, cut in enumerate(CUTS):
-            alone = Work(case.work.ids[row : row + 1, :cut], (cut,), case.work.teacher[row : row + 1])
+            alone = Work(case.work.ids[row : row + 1, :cut], (cut,), case.works[fitness].teacher[row : row + 1])
             evaluator = Evaluator(case.adapter, case.store)
             alone_N = evaluator.losses(case.rows_NL, alone, fitness)[:, 0]
-            base = (case.rows_NL < 0).all(1) & (fitness is Fitness.kl)
+            base = (case.rows_NL < 0).all(1) & fitness.needs_teacher
             np.testing.assert_allclose(alone_N[~base], padded_NB[~base, row], rtol=1e-6)
             assert np.all(np.abs(alone_N[base] - padded_NB[base, row]) < 1e-6 * cut)
 
@@ -374,7 +381,7 @@ def test_what_stands_in_the_padding_does_not_matter(case, fill):
         ids[row, cut:] = fill
     evaluator = Evaluator(case.adapter, case.store)
     for fitness in Fitness:
-        losses_NB = evaluator.losses(case.rows_NL, Work(ids, CUTS, case.work.teacher), fitness)
+        losses_NB = evaluator.losses(case.rows_NL, Work(ids, CUTS, case.works[fitness].teacher), fitness)
         np.testing.assert_array_equal(losses_NB, case.wanted(case.rows_NL, fitness))
 
 

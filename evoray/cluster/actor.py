@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import ray
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from evoray.evaluator import Work
-    from evoray.fitness import Fitness, TeacherBlock
+    from evoray.fitness import Fitness
 
 Result = TypeVar("Result")
 
@@ -78,10 +78,10 @@ class WorkerActor:
         worker = self._ready()
         return _or_die(lambda: worker.losses(rows_NL, work, fitness))
 
-    def teach(self, work: Work) -> list[TeacherBlock]:
-        """See `Evaluator.teach`."""
+    def each(self, method: str, work: Work, *arguments: Any) -> Any:
+        """See `Worker.each`."""
         worker = self._ready()
-        return _or_die(lambda: worker.teach(work))
+        return _or_die(lambda: worker.each(method, work, *arguments))
 
     def _ready(self) -> Worker:
         if self.worker is None:

@@ -81,8 +81,39 @@ class Pool(ABC):
     ) -> np.ndarray: ...
 
     @abstractmethod
-    def teach(self, works: Sequence[Work], progress: Callable[[float], None] | None = None) -> list[list[TeacherBlock]]:
-        """The base model's part of a KL divergence, per batch and block."""
+    def each(
+        self,
+        works: Sequence[Work],
+        method: str,
+        *arguments: Any,
+        progress: Callable[[float], None] | None = None,
+    ) -> list[Any]:
+        """What a method of the workers' evaluators says of every batch, spread over them.
+
+        Args:
+            works: the batches.
+            method: one of `MEASUREMENTS`.
+            arguments: of the method, behind the batch.
+            progress: told the share that is done, 0 to 1.
+
+        Returns:
+            A result per batch, in their order.
+
+        Raises:
+            EvorayError: no such method, or workers fail for a reason of their own.
+        """
+
+    def teach(
+        self,
+        works: Sequence[Work],
+        fitness: Fitness | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> list[list[TeacherBlock]]:
+        """The base model's part of a measure, per batch and block; by default of the whole KL divergence.
+
+        None and not `Fitness.kl`, because that would bring torch in before a worker has set its environment.
+        """
+        return self.each(works, "teach", *(() if fitness is None else (fitness,)), progress=progress)
 
     def close(self) -> None:  # noqa: B027
         """Gives back what the pool holds."""
@@ -119,10 +150,16 @@ class LocalPool(Pool):
                 progress(done / len(works))
         return np.concatenate(parts, axis=1)
 
-    def teach(self, works: Sequence[Work], progress: Callable[[float], None] | None = None) -> list[list[TeacherBlock]]:
-        taught = []
+    def each(
+        self,
+        works: Sequence[Work],
+        method: str,
+        *arguments: Any,
+        progress: Callable[[float], None] | None = None,
+    ) -> list[Any]:
+        results = []
         for done, work in enumerate(works, start=1):
-            taught.append(self._worker.teach(work))
+            results.append(self._worker.each(method, work, *arguments))
             if progress:
                 progress(done / len(works))
-        return taught
+        return results

@@ -31,7 +31,7 @@ from evoray.errors import EvorayError, UserError
 
 if TYPE_CHECKING:
     from evoray.evaluator import Work
-    from evoray.fitness import Fitness, TeacherBlock
+    from evoray.fitness import Fitness
 
 POLL = 1.0
 """Seconds between looks at the clock while nothing is reported; a report ends the wait at once."""
@@ -297,16 +297,22 @@ class RayPool(Pool):
         self._drive(dispatcher, submit, take, aside, progress)
         return np.concatenate(dispatcher.losses, axis=1)
 
-    def teach(self, works: Sequence[Work], progress: Callable[[float], None] | None = None) -> list[list[TeacherBlock]]:
+    def each(
+        self,
+        works: Sequence[Work],
+        method: str,
+        *arguments: Any,
+        progress: Callable[[float], None] | None = None,
+    ) -> list[Any]:
         dispatcher = Dispatcher(1, [1] * len(works), workers=1)
         refs = [ray.put(work) for work in works]
-        taught: dict[int, list[TeacherBlock]] = {}
+        results: dict[int, Any] = {}
 
         def submit(handle: Any, item: Item) -> Any:
-            return handle.teach.remote(refs[item.batch])
+            return handle.each.remote(method, refs[item.batch], *arguments)
 
-        def take(item: Item, result: list[TeacherBlock]) -> np.ndarray:
-            taught[item.batch] = result
+        def take(item: Item, result: Any) -> np.ndarray:
+            results[item.batch] = result
             return np.zeros((1, 1))
 
         def aside(_: int) -> None:
@@ -315,7 +321,7 @@ class RayPool(Pool):
             )
 
         self._drive(dispatcher, submit, take, aside, progress)
-        return [taught[index] for index in range(len(works))]
+        return [results[index] for index in range(len(works))]
 
     def _drive(
         self,

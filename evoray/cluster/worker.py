@@ -11,10 +11,10 @@ import os
 import platform
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from evoray.errors import EvorayError, UserError
-from evoray.settings import BOUNDARY_BYTES, VARIANT_BYTES, VOCABULARY_CHUNK
+from evoray.settings import BOUNDARY_BYTES, TOP_K, VARIANT_BYTES, VOCABULARY_CHUNK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,13 +22,16 @@ if TYPE_CHECKING:
     import numpy as np
 
     from evoray.evaluator import Work
-    from evoray.fitness import Fitness, TeacherBlock
+    from evoray.fitness import Fitness
 
 Result = TypeVar("Result")
 
 FORWARDED = ("HF_TOKEN", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 """Environment that decides what a worker can load. It travels as an argument, not in Ray's runtime environment,
 because that one is shown on dashboards and a token must not be."""
+
+MEASUREMENTS = frozenset({"teach", "influences"})
+"""Methods of an evaluator that `Worker.each` runs: (batch, arguments) -> what it says of the batch."""
 
 
 def versions() -> dict[str, str]:
@@ -62,6 +65,7 @@ class WorkerSpec:
             the driver did not look; the store's is compared in any case.
         threads: of torch, per worker.
         vocabulary_chunk: rows of the head per matrix product.
+        top_k: of the base model's tokens, how many a KL over top tokens looks at.
         boundary_bytes: limit of kept states at block boundaries.
         variant_bytes: limit of ready weights on the device.
         reuse: resume candidates from common prefixes.
@@ -81,6 +85,7 @@ class WorkerSpec:
     weights_digest: str | None = None
     threads: int = 1
     vocabulary_chunk: int = VOCABULARY_CHUNK
+    top_k: int = TOP_K
     boundary_bytes: int = BOUNDARY_BYTES
     variant_bytes: int = VARIANT_BYTES
     reuse: bool = True
@@ -99,6 +104,7 @@ class DeviceRecord:
     attention: str
     threads: int
     vocabulary_chunk: int
+    top_k: int
     python: str
     torch: str
     transformers: str
@@ -167,6 +173,7 @@ class Worker:
             store,
             droppable=spec.droppable,
             vocabulary_chunk=spec.vocabulary_chunk,
+            top_k=spec.top_k,
             boundary_bytes=spec.boundary_bytes,
             variant_bytes=spec.variant_bytes,
             reuse=spec.reuse,
@@ -181,6 +188,7 @@ class Worker:
             attention=str(getattr(model.config, "_attn_implementation", None)),
             threads=spec.threads,
             vocabulary_chunk=spec.vocabulary_chunk,
+            top_k=spec.top_k,
             **found,
         )
 
@@ -188,9 +196,15 @@ class Worker:
         """As `Evaluator.losses`; says what to lower when the device's memory is full."""
         return self._within_memory(lambda: self.evaluator.losses(rows_NL, work, fitness))
 
-    def teach(self, work: Work) -> list[TeacherBlock]:
-        """As `Evaluator.teach`."""
-        return self._within_memory(lambda: self.evaluator.teach(work))
+    def each(self, method: str, work: Work, *arguments: Any) -> Any:
+        """What one of the evaluator's `MEASUREMENTS` says of a batch; memory as in `losses`.
+
+        Raises:
+            EvorayError: the method is none of them.
+        """
+        if method not in MEASUREMENTS:
+            raise EvorayError(f"{method!r} is no measurement of a worker; known are {', '.join(sorted(MEASUREMENTS))}")
+        return self._within_memory(lambda: getattr(self.evaluator, method)(work, *arguments))
 
     def _within_memory(self, call: Callable[[], Result]) -> Result:
         import torch

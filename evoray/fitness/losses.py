@@ -1,34 +1,49 @@
 """Losses of token blocks from last hidden states: KL divergence to the base model, and cross entropy.
 
-Holds: `Fitness`, `PlacedTeacher`, `LossHead` (what the evaluator calls), built by `loss_head`.
+Holds: `Fitness`, `LossHead` (what the evaluator calls), built by `loss_head`.
 
 Legend: B blocks of the batch, T padded length, N tokens that count, D hidden, V vocabulary.
 """
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from evoray.errors import EvorayError
-from evoray.fitness.head import LinearHead
+from evoray.fitness.batch import PlacedTeacher, block_sums, by_block, flat
+from evoray.fitness.head import OWN_PATH_TOKENS, LinearHead, OwnPathHead
 from evoray.fitness.teacher import TeacherBlock, TeacherForm
+from evoray.fitness.topk import TopLosses
 from evoray.model import ModelAdapter
+from evoray.settings import TOP_K
 
 
 class Fitness(StrEnum):
-    """What is minimised, in nats per token."""
+    """What is minimised, in nats per token.
+
+    `kl`: KL(base || candidate) over the whole vocabulary. `kl_topk`: over k + 1 outcomes, the base model's top k tokens
+    and all others as one, which is never more than `kl`. `kl_topk_renormalised`: over the k tokens alone, both
+    models renormalised within them, as EvoPress has it; it does not see mass that leaves them.
+    """
 
     kl = "kl"
     perplexity = "perplexity"
+    kl_topk = "kl-topk"
+    kl_topk_renormalised = "kl-topk-renormalised"
 
     @property
     def needs_teacher(self) -> bool:
         """Whether the base model's part is needed to measure it."""
-        return self is Fitness.kl
+        return self is not Fitness.perplexity
+
+    @property
+    def of_top_tokens(self) -> bool:
+        """Whether it looks at the base model's top k tokens: its teacher is of the form `topk`."""
+        return self in (Fitness.kl_topk, Fitness.kl_topk_renormalised)
 
     def counted(self, cuts_B: Sequence[int]) -> np.ndarray:
         """How many tokens of each block count, int64 [B]: all for KL; the last one predicts nothing measurable."""
@@ -39,37 +54,16 @@ class Fitness(StrEnum):
 _DOUBLE_ROWS = 1024
 
 
-class PlacedTeacher(NamedTuple):
-    """The teacher's part of a batch on the evaluator's device, brought there once for all candidates.
+class LossHead(Protocol):
+    """Turns last hidden states into losses. All sums are float64, in nats, one per block.
 
     Attributes:
-        vectors_ND: of all tokens that count, block after block, in the dtype they are kept in.
-        scalars_N: float64.
+        form: how the teacher of `kl` is kept.
+        top: the same over the base model's top k tokens.
     """
-
-    vectors_ND: Tensor
-    scalars_N: Tensor
-
-
-def place(teacher: Sequence[TeacherBlock], cuts_B: Sequence[int], device: torch.device) -> PlacedTeacher:
-    """Brings the teacher's part of a batch to the device.
-
-    Raises:
-        EvorayError: it does not belong to these blocks.
-    """
-    held = [len(block.scalars) for block in teacher]
-    if held != list(cuts_B):
-        raise EvorayError(f"a teacher of {held} tokens per block was given for a batch cut to {list(cuts_B)}")
-    return PlacedTeacher(
-        torch.from_numpy(np.concatenate([block.vectors for block in teacher])).to(device),
-        torch.from_numpy(np.concatenate([block.scalars for block in teacher])).to(device),
-    )
-
-
-class LossHead(Protocol):
-    """Turns last hidden states into losses. All sums are float64, in nats, one per block."""
 
     form: TeacherForm
+    top: TopLosses
 
     def teach(self, hidden_BTD: Tensor, cuts_B: Sequence[int]) -> list[TeacherBlock]:
         """The teacher's part of each block, from the base model's last hidden states."""
@@ -84,23 +78,17 @@ class LossHead(Protocol):
         ...
 
 
-def loss_head(adapter: ModelAdapter, chunk: int) -> LossHead:
-    """The exact short cut where the model's head is linear, else its own output path."""
+def loss_head(adapter: ModelAdapter, chunk: int, top_k: int = TOP_K) -> LossHead:
+    """The exact short cut where the model's head is linear, else its own output path.
+
+    Args:
+        adapter: the model.
+        chunk: rows of a linear head per matrix product.
+        top_k: tokens that the measures over top tokens look at.
+    """
     if adapter.head_is_linear and adapter.head is not None:
-        return _LinearLosses(LinearHead(adapter.head.weight, adapter.head.bias, chunk))
-    return _OwnPathLosses(adapter)
-
-
-def _flat(hidden_BTD: Tensor, cuts_B: Sequence[int]) -> Tensor:
-    """The tokens that count, block after block: [N, D]. Padding never reaches the head."""
-    return torch.cat([hidden_BTD[row, :cut] for row, cut in enumerate(cuts_B)])
-
-
-def _block_sums(loss_N: Tensor, cuts_B: Sequence[int]) -> np.ndarray:
-    """Sums of consecutive runs of `cuts_B` tokens. numpy sums on the host, so their order is the same everywhere."""
-    loss = loss_N.double().cpu().numpy()
-    ends = np.cumsum(cuts_B)
-    return np.array([loss[end - cut : end].sum() for cut, end in zip(cuts_B, ends, strict=True)])
+        return _LinearLosses(LinearHead(adapter.head.weight, adapter.head.bias, chunk), top_k)
+    return _OwnPathLosses(adapter, top_k)
 
 
 def _inner(vectors_ND: Tensor, hidden_ND: Tensor) -> Tensor:
@@ -122,38 +110,31 @@ class _LinearLosses:
 
     form = TeacherForm.linear
 
-    def __init__(self, head: LinearHead) -> None:
+    def __init__(self, head: LinearHead, top_k: int = TOP_K) -> None:
         self.head = head
+        self.top = TopLosses(head, top_k)
 
     def teach(self, hidden_BTD: Tensor, cuts_B: Sequence[int]) -> list[TeacherBlock]:
-        hidden_ND = _flat(hidden_BTD, cuts_B)
+        hidden_ND = flat(hidden_BTD, cuts_B)
         lse_N = self.head.summary(hidden_ND).lse_N
         # float16 keeps 11 bits; bfloat16's 8 would cost about 1% at small KL.
         kept = torch.float32 if hidden_ND.dtype == torch.float32 else torch.float16
         c_ND = self.head.expected_weight(hidden_ND, lse_N).to(kept)
         scalar_N = lse_N - _inner(c_ND, hidden_ND)
-        vectors, scalars = c_ND.cpu().numpy(), scalar_N.cpu().numpy()
-        ends = np.cumsum(cuts_B)
-        return [
-            TeacherBlock(vectors[end - cut : end], scalars[end - cut : end])
-            for cut, end in zip(cuts_B, ends, strict=True)
-        ]
+        return [TeacherBlock(*part) for part in zip(by_block(c_ND, cuts_B), by_block(scalar_N, cuts_B), strict=True)]
 
     def kl(self, hidden_BTD: Tensor, cuts_B: Sequence[int], teacher: PlacedTeacher) -> np.ndarray:
-        hidden_ND = _flat(hidden_BTD, cuts_B)
+        _refuse_top(teacher)
+        hidden_ND = flat(hidden_BTD, cuts_B)
         lse_N = self.head.summary(hidden_ND).lse_N
-        return _block_sums(lse_N - _inner(teacher.vectors_ND, hidden_ND) - teacher.scalars_N, cuts_B)
+        return block_sums(lse_N - _inner(teacher.vectors_ND, hidden_ND) - teacher.scalars_N, cuts_B)
 
     def cross_entropy(self, hidden_BTD: Tensor, cuts_B: Sequence[int], ids_BT: Tensor) -> np.ndarray:
         predicting = [cut - 1 for cut in cuts_B]
         targets_N = torch.cat([ids_BT[row, 1:cut] for row, cut in enumerate(cuts_B)])
-        lse_N, target_N = self.head.summary(_flat(hidden_BTD, predicting), targets_N)
+        lse_N, target_N = self.head.summary(flat(hidden_BTD, predicting), targets_N)
         assert target_N is not None
-        return _block_sums(lse_N - target_N, predicting)
-
-
-OWN_PATH_TOKENS = 256
-"""Tokens whose full logits are held at once, in float64 and a few copies: 3 GB at a vocabulary of 256,000."""
+        return block_sums(lse_N - target_N, predicting)
 
 
 class _OwnPathLosses:
@@ -164,8 +145,9 @@ class _OwnPathLosses:
 
     form = TeacherForm.hidden
 
-    def __init__(self, adapter: ModelAdapter) -> None:
-        self.adapter = adapter
+    def __init__(self, adapter: ModelAdapter, top_k: int = TOP_K) -> None:
+        self.head = OwnPathHead(adapter)
+        self.top = TopLosses(self.head, top_k)
 
     def teach(self, hidden_BTD: Tensor, cuts_B: Sequence[int]) -> list[TeacherBlock]:
         # numpy has no bfloat16; float32 holds its values exactly.
@@ -176,16 +158,17 @@ class _OwnPathLosses:
 
     def _log_p(self, hidden_TD: Tensor) -> Tensor:
         # float64: log-softmax of the whole vocabulary, as the reference would do it.
-        return self.adapter.logits_from_hidden(hidden_TD[None])[0].double().log_softmax(-1)
+        return self.head.logits(hidden_TD).log_softmax(-1)
 
     def kl(self, hidden_BTD: Tensor, cuts_B: Sequence[int], teacher: PlacedTeacher) -> np.ndarray:
+        _refuse_top(teacher)
         losses = []
         for row, (cut, vectors_TD) in enumerate(zip(cuts_B, teacher.vectors_ND.split(list(cuts_B)), strict=True)):
             for piece in _pieces(cut):
                 teacher_TV = self._log_p(vectors_TD[piece].to(hidden_BTD))
                 student_TV = self._log_p(hidden_BTD[row, piece])
                 losses.append((teacher_TV.exp() * (teacher_TV - student_TV)).sum(-1))
-        return _block_sums(torch.cat(losses), cuts_B)
+        return block_sums(torch.cat(losses), cuts_B)
 
     def cross_entropy(self, hidden_BTD: Tensor, cuts_B: Sequence[int], ids_BT: Tensor) -> np.ndarray:
         losses = []
@@ -194,7 +177,12 @@ class _OwnPathLosses:
             for piece in _pieces(count):
                 target_T = ids_BT[row, piece.start + 1 : piece.stop + 1]
                 losses.append(-self._log_p(hidden_BTD[row, piece]).gather(-1, target_T[:, None])[:, 0])
-        return _block_sums(torch.cat(losses), predicting)
+        return block_sums(torch.cat(losses), predicting)
+
+
+def _refuse_top(teacher: PlacedTeacher) -> None:
+    if teacher.ids_NK is not None:
+        raise EvorayError("a teacher of top tokens was given for a KL over the whole vocabulary")
 
 
 def _pieces(tokens: int) -> list[slice]:

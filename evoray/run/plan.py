@@ -14,7 +14,7 @@ from evoray.evolve import LevelSwitch, OnePlusLambda, Rung, rungs
 from evoray.fitness import Fitness
 from evoray.model import Facts, checkpoint_facts, load_tokenizer, model_folder
 from evoray.run.named import configuration_of
-from evoray.settings import EvalSettings, MutationRule, Preset, SearchSettings
+from evoray.settings import TOP_K, EvalSettings, MutationRule, Preset, SearchSettings
 from evoray.space import Budget, Genotype, Measure, Space, Tie, quantization_space
 from evoray.store import Location, Manifest, VariantStore
 from evoray.tokens import BosPolicy, Role, TokenText, read_text, resolve_bos
@@ -34,6 +34,7 @@ _DECIDING = (
     "levels",
     "tie",
     "fitness",
+    "top_k",
     "offspring",
     "survivors",
     "tokens",
@@ -268,6 +269,7 @@ def worker_spec(settings: SearchSettings | EvalSettings, facts: Facts, store: st
         weights_digest=facts.weights_digest,
         threads=settings.threads_per_worker,
         vocabulary_chunk=settings.vocabulary_chunk,
+        top_k=settings.top_k if isinstance(settings, SearchSettings) else TOP_K,
         boundary_bytes=settings.boundary_memory,
         variant_bytes=settings.variant_memory,
     )

@@ -176,6 +176,7 @@ class _Driver:
             self.pool,
             self.plan.text,
             tokens_per_pass=self.plan.settings.tokens_per_pass,
+            fitness=self.plan.fitness,
             weights_digest=self.plan.facts.weights_digest,
             folder=self.run / "teacher",
             progress=self.progress.stage("teacher"),

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from evoray.cluster import Pool
 from evoray.evaluator import Work
-from evoray.fitness import TeacherBlock
+from evoray.fitness import Fitness, TeacherBlock
 from evoray.fitness.teacher import blocks_of_table, teacher_table
 from evoray.store import Location
 from evoray.tokens import Batch, TokenText, all_batches
@@ -54,6 +54,7 @@ def teach_text(
     text: TokenText,
     *,
     tokens_per_pass: int,
+    fitness: Fitness = Fitness.kl,
     weights_digest: str = "",
     folder: Location | None = None,
     progress: Callable[[float], None] | None = None,
@@ -64,6 +65,7 @@ def teach_text(
         pool: who computes it.
         text: of which every block is taught, whole. A cut block takes the first tokens of it.
         tokens_per_pass: most tokens of a forward pass.
+        fitness: that the teacher is for.
         weights_digest: of the base model; with text and device it names what was computed.
         folder: where it is kept. What lies there under the same name and checksum is not computed again.
         progress: told the share that is done, 0 to 1.
@@ -73,9 +75,8 @@ def teach_text(
     """
     batches = all_batches(text, tokens_per_pass)
     shards = list(_shards(batches))
-    key = hashlib.sha256(
-        json.dumps([weights_digest, text.digest, tokens_per_pass, asdict(pool.record)], sort_keys=True).encode()
-    ).hexdigest()
+    deciding = [weights_digest, text.digest, tokens_per_pass, fitness.value, asdict(pool.record)]
+    key = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
     known = _known(folder, key)
     if folder is not None and not known:
         for name in folder.list():  # of another key, or damaged
@@ -85,7 +86,7 @@ def teach_text(
         name = f"{number:05d}.arrow"
         table = _read(folder, name, known.get(name))
         if table is None:
-            taught = pool.teach([Work(batch.ids(text), batch.cuts) for batch in shard])
+            taught = pool.teach([Work(batch.ids(text), batch.cuts) for batch in shard], fitness)
             table = teacher_table([block for blocks in taught for block in blocks])
             if folder is not None:
                 data = _ipc(table)

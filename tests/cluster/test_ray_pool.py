@@ -133,6 +133,22 @@ def test_any_number_of_workers_leaves_the_same_run(
     assert bits_of(tmp_path / "some") == bits_of(tmp_path / "none")
 
 
+def test_any_measurement_of_batches_gives_the_bits_of_none(pool: RayPool, local: LocalPool) -> None:
+    plain, shares = works(5), list[float]()
+    taught = [
+        each(plain, "teach", Fitness.kl_topk, progress=report)
+        for each, report in ((pool.each, shares.append), (local.each, None))
+    ]
+    for blocks, others in zip(*taught, strict=True):
+        for block, other in zip(blocks, others, strict=True):
+            for name in ("vectors", "scalars", "ids"):
+                assert np.array_equal(getattr(block, name), getattr(other, name))
+    assert shares == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    for one in (pool, local):
+        with pytest.raises(EvorayError, match="'losses' is no measurement of a worker; known are influences, teach"):
+            one.each(plain, "losses", Fitness.kl)
+
+
 # Losses of workers
 
 
@@ -166,7 +182,7 @@ def test_workers_killed_between_measurements_change_no_bit(
 
 def test_a_worker_killed_while_it_teaches_changes_no_bit(pool: RayPool, local: LocalPool) -> None:
     plain, victim = works(8), pids(pool)[0]
-    found = pool.teach(plain, Once(lambda: kill(victim)))
+    found = pool.teach(plain, progress=Once(lambda: kill(victim)))
     for mine, theirs in zip(found, local.teach(plain), strict=True):
         for block, other in zip(mine, theirs, strict=True):
             assert np.array_equal(block.vectors, other.vectors)
@@ -192,8 +208,8 @@ class KillsInEveryPhase:
     def measure(self, rows_NL: np.ndarray, works: list[Work], fitness: Fitness, progress: object = None) -> np.ndarray:
         return self._pool.measure(rows_NL, works, fitness, self._report("measure"))
 
-    def teach(self, works: list[Work]) -> list[list[TeacherBlock]]:
-        return self._pool.teach(works, self._report("teach"))
+    def teach(self, works: list[Work], fitness: Fitness | None = None) -> list[list[TeacherBlock]]:
+        return self._pool.teach(works, fitness, self._report("teach"))
 
 
 @pytest.mark.cluster
@@ -253,7 +269,7 @@ class DiesAtAnything(_Dies):
     def losses(self, rows_NL: np.ndarray, work: Work, fitness: Fitness) -> np.ndarray:
         os._exit(3)
 
-    def teach(self, work: Work) -> list[TeacherBlock]:
+    def each(self, method: str, work: Work, *arguments: Any) -> Any:
         os._exit(3)
 
 
@@ -350,7 +366,7 @@ def test_a_failure_in_a_worker_is_one_line_and_the_pool_lives_on(
         assert len(pool.teach(works())) == 3
         handles = [held.handle for held in pool._actors]
     with pytest.raises(ray.exceptions.RayActorError):
-        ray.get(handles[0].teach.remote(works()[0]))
+        ray.get(handles[0].each.remote("teach", works()[0]))
 
 
 def test_workers_of_another_version_or_with_other_weights_are_refused(ray_here: None, material: Material) -> None:

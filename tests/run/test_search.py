@@ -11,11 +11,13 @@ import pytest
 from searches import Material, Told, searching_with
 
 from evoray.cluster import LocalPool, WorkerSpec
+from evoray.errors import UserError
 from evoray.evaluator import Work
 from evoray.fitness import Fitness
 from evoray.model import checkpoint_facts
 from evoray.run.evaluate import evaluate
 from evoray.run.journal import GenerationRow, Journal
+from evoray.run.judge import judge
 from evoray.run.plan import located, plan_search, worker_spec
 from evoray.run.search import search
 from evoray.settings import EvalSettings
@@ -85,6 +87,26 @@ def test_a_search_in_which_nothing_can_be_measured_ends(
     assert not any(row.accepted for row in rows[1:])
     assert found.configuration
     assert math.isinf(json.loads((tmp_path / "best.json").read_text())["held_out"]["candidates"]["found"]["kl"])
+
+
+@pytest.mark.parametrize("fitness", ["kl-topk", "kl-topk-renormalised"])
+def test_top_tokens_decide_a_search_and_are_part_of_what_it_is(
+    material: Material, tmp_path: Path, fitness: str
+) -> None:
+    wanted = {"fitness": fitness, "top_k": 3, "generations": 2}
+    with LocalPool(dataclasses.replace(material.spec, top_k=3)) as own, searching_with(own):
+        best = search(material.settings(tmp_path, **wanted)).best
+        assert best["fitness"]["name"] == fitness
+        assert best["device"]["top_k"] == 3
+        rows = Journal(Location.parse(str(tmp_path))).rows
+        assert [row.generation for row in rows] == [0, 1, 2]
+        assert all(0 < row.fitness <= row.parent_fitness for row in rows[1:])
+        # Judged over the whole vocabulary, whatever the search looked at.
+        plan = plan_search(material.settings(tmp_path, **wanted))
+        judged = judge(own, plan.space.rows([rows[-1].winner]), plan.judge_text, tokens_per_pass=128)
+        assert best["held_out"]["candidates"]["found"]["kl"] == judged[0].kl
+        with pytest.raises(UserError, match="top_k: 3 there, 4 now"):
+            search(material.settings(tmp_path, **wanted | {"top_k": 4}))
 
 
 def test_progress_is_told(material: Material, pool: LocalPool, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from searches import Material
 
 from evoray.cluster import LocalPool
 from evoray.evaluator import Work
-from evoray.fitness import TeacherBlock
+from evoray.fitness import Fitness, TeacherBlock
 from evoray.run import teacher
 from evoray.run.plan import plan_search
 from evoray.run.teacher import TaughtText, teach_text
@@ -24,9 +24,14 @@ class Counting(LocalPool):
 
     calls = 0
 
-    def teach(self, works: Sequence[Work], progress: Callable[[float], None] | None = None) -> list[list[TeacherBlock]]:
+    def teach(
+        self,
+        works: Sequence[Work],
+        fitness: Fitness | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> list[list[TeacherBlock]]:
         self.calls += 1
-        return super().teach(works, progress)
+        return super().teach(works, fitness, progress)
 
 
 @pytest.fixture(scope="module")
@@ -101,10 +106,10 @@ def test_an_interrupted_pass_goes_on(
     plain, shards = taught(pool, text, None)
     teach = Counting.teach
 
-    def dies(self: Counting, works: Sequence[Work], progress: Callable[[float], None] | None = None) -> object:
+    def dies(self: Counting, works: Sequence[Work], fitness: Fitness) -> object:
         if self.calls == began + 2:
             raise KeyboardInterrupt
-        return teach(self, works, progress)
+        return teach(self, works, fitness)
 
     began = pool.calls
     with monkeypatch.context() as patch:
@@ -129,3 +134,16 @@ def test_another_model_or_another_size_of_passes_is_another_teacher(
     before = pool.calls
     teach_text(pool, text, tokens_per_pass=64, weights_digest="d", folder=folder)
     assert pool.calls > before
+
+
+def test_each_fitness_has_a_teacher_of_its_own(pool: Counting, text: TokenText, tmp_path: Path) -> None:
+    folder = Location.parse(tmp_path)
+    shards = taught(pool, text, folder)[1]
+    for computed in (shards, 0):
+        before = pool.calls
+        found = teach_text(pool, text, tokens_per_pass=128, fitness=Fitness.kl_topk, weights_digest="d", folder=folder)
+        assert pool.calls - before == computed
+        for block, kept in zip(text.blocks, found.teacher, strict=True):
+            assert kept.ids is not None
+            assert kept.ids.shape == kept.vectors.shape == (len(block), 10)
+    assert taught(pool, text, folder)[1] == shards
