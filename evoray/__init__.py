@@ -17,6 +17,7 @@ from evoray.errors import EvorayError, UserError
 
 if TYPE_CHECKING:
     from evoray.api import build, evaluate, export_checkpoint, open_pool, search, search_text
+    from evoray.applied import apply_configuration
     from evoray.cluster import Pool
     from evoray.evaluator import Evaluator
     from evoray.evolve import FixedRace, LevelSwitch, OnePlusLambda, Race
@@ -33,6 +34,7 @@ _WHERE = {
     "evaluate": "evoray.api",
     "export_checkpoint": "evoray.api",
     "search_text": "evoray.api",
+    "apply_configuration": "evoray.applied",
     "Pool": "evoray.cluster",
     "open_pool": "evoray.api",
     "Evaluator": "evoray.evaluator",

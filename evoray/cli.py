@@ -246,13 +246,20 @@ def _search(settings: SearchSettings, as_json: bool) -> None:
     as_json=True,
 )
 def _eval(settings: EvalSettings, as_json: bool) -> None:
-    """Judge a configuration, or the base model: perplexity and KL on any text."""
+    """Judge a configuration, or the base model: perplexity and KL on any text, scores of lm-eval's tasks."""
     from evoray.report.tables import evaluation_table
+    from evoray.report.tasks import task_table
     from evoray.run.evaluate import evaluate
 
     with _progress() as progress:
         found = evaluate(settings, progress)
-    _show_json(found.as_dict()) if as_json else _show(evaluation_table(found))
+    if as_json:
+        _show_json(found.as_dict())
+        return
+    if found.perplexity is not None:
+        _show(evaluation_table(found))
+    if found.tasks:
+        _show(task_table(found.tasks))
 
 
 @_verb(ExportSettings, "export", "evoray export --configuration run --out model-3bit")

@@ -190,3 +190,25 @@ def test_settings_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00\x9f")
     with pytest.raises(UserError, match="is no text"):
         read_yaml(tmp_path / "binary")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "--data is missing; give text to judge on, or --tasks"),
+        ({"tasks": ""}, "--data is missing"),
+        ({"data": "d", "num_fewshot": 3}, "--num-fewshot is for tasks; give --tasks"),
+        ({"data": "d", "batch_size": 3}, "--batch-size is for tasks; give --tasks"),
+        ({"tasks": "a", "workers": 2}, "--workers 2 is for text, and tasks run in this process"),
+        ({"tasks": "a", "address": "auto"}, "--address auto is for text, and tasks run in this process"),
+        ({"tasks": "a", "task_limit": 0}, "--task-limit 0: should be greater than or equal to 1"),
+    ],
+)
+def test_what_eval_needs(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        load_settings(EvalSettings, given)
+
+
+def test_tasks_are_a_list_with_or_without_text() -> None:
+    assert load_settings(EvalSettings, {"tasks": "arc_easy,hellaswag", "workers": 0}).tasks == ("arc_easy", "hellaswag")
+    assert load_settings(EvalSettings, {"tasks": ["a"], "data": "d", "workers": 2, "address": "auto"}).tasks == ("a",)

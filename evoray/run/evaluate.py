@@ -1,4 +1,4 @@
-"""The verb eval: how a configuration, or the base model, does on a text.
+"""The verb eval: how a configuration, or the base model, does on a text and on tasks.
 
 Holds: `evaluate`, `Evaluation`.
 """
@@ -10,8 +10,8 @@ import numpy as np
 
 from evoray.cluster import open_pool
 from evoray.configuration import Configuration
-from evoray.model import checkpoint_facts, load_tokenizer
-from evoray.run.judge import judge
+from evoray.model import Facts, checkpoint_facts, load_tokenizer
+from evoray.run.judge import Judgement, judge
 from evoray.run.named import configuration_of, with_sources
 from evoray.run.plan import (
     USUAL_SEQUENCE,
@@ -22,9 +22,11 @@ from evoray.run.plan import (
     worker_spec,
 )
 from evoray.run.progress import Progress
+from evoray.run.tasks import TaskScore, find_tasks, run_tasks
 from evoray.settings import EvalSettings
 from evoray.space import Costs, configuration_costs, judging_rows
-from evoray.tokens import BosPolicy, Role, read_text, resolve_bos
+from evoray.store import Manifest
+from evoray.tokens import BosPolicy, Role, TextSource, TokenText, read_text, resolve_bos
 
 
 @dataclass(frozen=True)
@@ -32,20 +34,22 @@ class Evaluation:
     """What eval found.
 
     Attributes:
-        perplexity: of the configuration.
-        kl: to the base model, nats per token.
-        base_perplexity: of the base model on the same text.
+        perplexity: of the configuration; None where no text was judged on.
+        kl: to the base model, nats per token; likewise.
+        base_perplexity: of the base model on the same text; likewise.
         tokens: of the text.
         documents: of the text.
         costs: of the configuration; None for the base model alone.
+        tasks: scores of tasks, of the configuration or the base model.
     """
 
-    perplexity: float
-    kl: float
-    base_perplexity: float
+    perplexity: float | None
+    kl: float | None
+    base_perplexity: float | None
     tokens: int
     documents: int
     costs: Costs | None
+    tasks: tuple[TaskScore, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -53,7 +57,7 @@ class Evaluation:
 
 
 def evaluate(settings: EvalSettings, progress: Progress | None = None) -> Evaluation:
-    """Judges a configuration, or the base model, on any text.
+    """Judges a configuration, or the base model, on any text and any tasks.
 
     Args:
         settings: what to judge, on which text, with whom. Model, revision and store are those of the run where they
@@ -66,32 +70,66 @@ def evaluate(settings: EvalSettings, progress: Progress | None = None) -> Evalua
     """
     progress = progress or Progress()
     configuration: Configuration | None = None
-    manifest = None
     if settings.configuration is not None:
         configuration = configuration_of(settings.configuration)
     settings = located(with_sources(settings))
     assert settings.model is not None
-    if settings.store is not None:
-        manifest = quantized_store(settings.store).manifest
+    store = quantized_store(settings.store) if settings.store is not None else None
+    manifest = store.manifest if store is not None else None
+    costs = None
     rows_NL = np.zeros((1, 0), dtype=np.int8)
     if manifest is not None:
         rows_NL = np.stack([judging_rows(manifest, {}), judging_rows(manifest, configuration or {})])
+        costs = configuration_costs(manifest, configuration) if configuration is not None else None
     facts = checkpoint_facts(
         settings.model, settings.revision, settings.trust_remote_code, allow_partial=settings.allow_partial
     )
     if manifest is not None:
         manifest.check_made_from(settings.model, facts.weights_digest)
+    tasks = find_tasks(settings, progress) if settings.tasks else None
+    text, judged = None, None
+    if settings.data is not None:
+        text = _text(settings, settings.data, facts)
+        judged = _judged(settings, text, rows_NL, facts, manifest, progress)
+    # Last: they have the device to themselves when the workers are gone.
+    scores = run_tasks(settings, tasks, facts, store, configuration, progress) if tasks is not None else ()
+    return Evaluation(
+        perplexity=judged[-1].perplexity if judged else None,
+        kl=judged[-1].kl if judged else None,
+        base_perplexity=judged[0].perplexity if judged else None,
+        tokens=text.tokens if text else 0,
+        documents=len(text.document_digests) if text else 0,
+        costs=costs,
+        tasks=scores,
+    )
+
+
+def _text(settings: EvalSettings, data: str, facts: Facts) -> TokenText:
+    assert settings.model is not None
+    role = Role(settings.role)
+    usual = TextSource.parse(data).judged_tokens if role is Role.all else None
     tokenizer = load_tokenizer(settings.model, facts.revision or settings.revision, settings.trust_remote_code)
-    text = read_text(
-        settings.data,
-        Role(settings.role),
+    return read_text(
+        data,
+        role,
         tokenizer,
         sequence_length=block_length(settings.sequence_length, facts, USUAL_SEQUENCE),
-        max_tokens=settings.eval_tokens,
+        max_tokens=settings.eval_tokens or usual,
         bos=resolve_bos(BosPolicy(settings.bos), tokenizer),
         separator=settings.separator,
         seed=settings.seed,
     )
+
+
+def _judged(
+    settings: EvalSettings,
+    text: TokenText,
+    rows_NL: np.ndarray,
+    facts: Facts,
+    manifest: Manifest | None,
+    progress: Progress,
+) -> list[Judgement]:
+    """The base model's judgement first, the configuration's last."""
     started = progress.starting(settings.workers)
     with open_pool(
         worker_spec(settings, facts, settings.store),
@@ -105,16 +143,4 @@ def evaluate(settings: EvalSettings, progress: Progress | None = None) -> Evalua
         started(1.0)
         for note in pool.notes:
             progress.note(f"note: {note}")
-        judged = judge(
-            pool, rows_NL, text, tokens_per_pass=settings.tokens_per_pass, progress=progress.stage("judging")
-        )
-    return Evaluation(
-        perplexity=judged[-1].perplexity,
-        kl=judged[-1].kl,
-        base_perplexity=judged[0].perplexity,
-        tokens=text.tokens,
-        documents=len(text.document_digests),
-        costs=configuration_costs(manifest, configuration)
-        if manifest is not None and configuration is not None
-        else None,
-    )
+        return judge(pool, rows_NL, text, tokens_per_pass=settings.tokens_per_pass, progress=progress.stage("judging"))

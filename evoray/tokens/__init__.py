@@ -1,6 +1,9 @@
 """From data sets to batches of tokens.
 
-    source       TextSource: files, folders, the embedded text, data sets of the hub -> rows
+    row          Row, Cutting: text with where it is from, before it is a document
+    hub          HubText: data sets of the hub -> rows
+    named        NamedText: wikitext2, c4, fineweb-edu, to learn from and to judge on as papers do
+    source       TextSource: files, folders, the embedded text, named sets, data sets of the hub -> rows
     documents    Document, Role: rows -> documents, each of which is for Hessians, search or judging
     blocks       TokenText, read_text, BosPolicy: documents -> token blocks
     batches      Batch, draw_batches, all_batches: token blocks -> batches

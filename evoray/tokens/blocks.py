@@ -19,6 +19,7 @@ import numpy as np
 
 from evoray.errors import UserError
 from evoray.tokens.documents import AUTO, Document, Role, check_separator, read_documents
+from evoray.tokens.row import Cutting
 from evoray.tokens.source import TextSource
 
 if TYPE_CHECKING:
@@ -140,7 +141,9 @@ def read_text(
 
     Args:
         source: As `TextSource.parse` takes it.
-        role: Which documents.
+        role: Which documents. `all` of a set named as in papers (`named`) is what they judge on, cut as they cut it:
+            without special tokens (but policy `block` puts its token first in each block), in order, and whatever
+            `min_block` is.
         tokenizer: Of the model.
         sequence_length: Most tokens of a block.
         max_tokens: Stop at exactly this many, for which the last block (or the last two) are cut; None for all.
@@ -164,21 +167,25 @@ def read_text(
     bos_id = cast("int | None", tokenizer.bos_token_id)
 
     place = TextSource.parse(source)
+    cut = _BlockCut(bos_id, policy, sequence_length, least)
     total = chosen = 0
 
     def wanted() -> Iterator[Document]:
-        nonlocal total, chosen
-        for document in read_documents(place, tokenizer, separator=separator):
+        nonlocal total, chosen, least
+        for document in read_documents(place, tokenizer, separator=separator, judged=role is Role.all):
             total += 1
-            if role in (Role.all, document.role) and document.digest not in exclude:
+            # Documents to judge on that stand apart come from a set that is learned from, too.
+            wanted_role = Role.judge if document.cutting is Cutting.every else role
+            if wanted_role in (Role.all, document.role) and document.digest not in exclude:
                 chosen += 1
+                least = cut.shortest(document.cutting)
                 yield document
 
     documents = wanted() if place.streamed else _shuffled(list(wanted()), seed)
     blocks: list[np.ndarray] = []
     digests: list[str] = []
     left = max_tokens
-    for digest, block in _spread(_tokenize(documents, tokenizer), bos_id, policy, sequence_length, least, max_tokens):
+    for digest, block in _spread(_tokenize(documents, tokenizer), cut, max_tokens):
         size = len(block) if left is None else cut_to(len(block), left, SHORTEST_BLOCK)
         blocks.append(block[:size])
         digests.append(digest)
@@ -194,24 +201,55 @@ def read_text(
     return TokenText(tuple(blocks), tuple(digests), sequence_length)
 
 
+@dataclass(frozen=True)
+class _BlockCut:
+    """How documents are cut into blocks.
+
+    Attributes:
+        bos: The beginning-of-sequence token.
+        policy: Where it stands; settled.
+        sequence_length: Most tokens of a block.
+        least: Fewest tokens of a block.
+    """
+
+    bos: int | None
+    policy: BosPolicy
+    sequence_length: int
+    least: int
+
+    def blocks(self, ids: np.ndarray, cutting: Cutting) -> list[np.ndarray]:
+        """The blocks of a document in order.
+
+        Args:
+            ids: Its tokens, int32.
+            cutting: How it is cut.
+        """
+        policy, least = self.policy, self.shortest(cutting)
+        if cutting is not Cutting.usual and policy is not BosPolicy.block:
+            policy = BosPolicy.none
+        return [block for block in _cut_blocks(ids, self.bos, policy, self.sequence_length) if len(block) >= least]
+
+    def shortest(self, cutting: Cutting) -> int:
+        """Fewest tokens of a block of such a document."""
+        if cutting is Cutting.usual:
+            return self.least
+        return self.sequence_length if cutting is Cutting.exact else SHORTEST_WHOLE_BLOCK
+
+
 def _spread(
-    documents: Iterator[tuple[Document, np.ndarray]],
-    bos: int | None,
-    policy: BosPolicy,
-    sequence_length: int,
-    least: int,
-    max_tokens: int | None,
+    documents: Iterator[tuple[Document, np.ndarray]], cut: _BlockCut, max_tokens: int | None
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Digest and block of all blocks; under a limit first a few of each document, so that long ones don't take it all.
 
-    The few are evenly spaced over their document; the others follow, should the few not reach the limit.
+    The few are evenly spaced over their document; the others follow, should the few not reach the limit. What papers
+    judge on keeps its order.
     """
-    few = None if max_tokens is None else max(1, max_tokens // (SPREAD_DOCUMENTS * sequence_length))
+    few = None if max_tokens is None else max(1, max_tokens // (SPREAD_DOCUMENTS * cut.sequence_length))
     later: list[tuple[str, np.ndarray]] = []
     for document, ids in documents:
-        blocks = [block for block in _cut_blocks(ids, bos, policy, sequence_length) if len(block) >= least]
+        blocks = cut.blocks(ids, document.cutting)
         chosen = set(range(len(blocks)))
-        if few is not None and few < len(blocks):
+        if few is not None and few < len(blocks) and document.cutting is Cutting.usual:
             chosen = {index * len(blocks) // few for index in range(few)}
         for index, block in enumerate(blocks):
             if index in chosen:

@@ -19,7 +19,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from evoray.errors import UserError
-from evoray.tokens.source import Row, TextSource
+from evoray.tokens.row import Cutting, Row
+from evoray.tokens.source import TextSource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,11 +65,13 @@ class Document:
         text: As the tokenizer takes it; chats are rendered.
         digest: sha256 (hex) of the text; of the messages for a chat, so that it does not depend on the tokenizer.
         role: hessian, search or judge.
+        cutting: How its token blocks are cut.
     """
 
     text: str
     digest: str
     role: Role
+    cutting: Cutting = Cutting.usual
 
 
 def role_of(row: Row, digest: str) -> Role:
@@ -159,7 +162,7 @@ def _gather(text: str) -> list[str]:
 
 
 def read_documents(
-    source: TextSource, tokenizer: "PreTrainedTokenizerBase", *, separator: str = AUTO
+    source: TextSource, tokenizer: "PreTrainedTokenizerBase", *, separator: str = AUTO, judged: bool = False
 ) -> Iterator[Document]:
     """All documents of a source in its order, whatever their role. Equal documents count once, empty ones not at all.
 
@@ -167,20 +170,21 @@ def read_documents(
         source: Where to read.
         tokenizer: Renders chats by its chat template; not used for anything else.
         separator: How .txt files are cut; see `cut_text`.
+        judged: Of named sets, the side that papers judge on.
 
     Raises:
         UserError: As `TextSource.rows` and `cut_text`; a chat that can't be rendered.
     """
     check_separator(separator)
     seen: set[str] = set()
-    for row in source.rows():
+    for row in source.rows(judged=judged):
         for text, hashed in _texts(row, tokenizer, separator):
             if not text.isascii() and SURROGATE.search(text):
                 raise UserError(f"{row.place} holds half a character (a lone surrogate); leave it out or mend it")
             digest = hashlib.sha256(hashed.encode()).hexdigest()
             if digest not in seen:
                 seen.add(digest)
-                yield Document(text, digest, role_of(row, digest))
+                yield Document(text, digest, role_of(row, digest), row.cutting)
 
 
 def _texts(row: Row, tokenizer: "PreTrainedTokenizerBase", separator: str) -> Iterator[tuple[str, str]]:
