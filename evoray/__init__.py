@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from evoray.errors import EvorayError, UserError
 
 if TYPE_CHECKING:
-    from evoray.api import build, evaluate, export_checkpoint, open_pool, search, search_text
+    from evoray.api import baseline, build, evaluate, export_checkpoint, open_pool, search, search_text
     from evoray.applied import apply_configuration
     from evoray.cluster import Pool
     from evoray.evaluator import Evaluator
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "build": "evoray.api",
     "search": "evoray.api",
+    "baseline": "evoray.api",
     "evaluate": "evoray.api",
     "export_checkpoint": "evoray.api",
     "search_text": "evoray.api",

@@ -1,6 +1,6 @@
 """The verbs as Python functions, and the short ways to the parts.
 
-Holds: `build`, `search`, `evaluate`, `export_checkpoint`, `search_text`, `open_pool`.
+Holds: `build`, `search`, `baseline`, `evaluate`, `export_checkpoint`, `search_text`, `open_pool`.
 """
 
 from pathlib import Path
@@ -9,16 +9,17 @@ from typing import Any
 from evoray.cluster import Pool, WorkerSpec
 from evoray.cluster import open_pool as _open_pool
 from evoray.model import checkpoint_facts, load_tokenizer
+from evoray.run.baseline import run_baseline
+from evoray.run.best import SearchResult
 from evoray.run.build import run_build
 from evoray.run.evaluate import Evaluation
 from evoray.run.evaluate import evaluate as _evaluate
 from evoray.run.export import run_export
-from evoray.run.plan import USUAL_SEQUENCE, block_length
+from evoray.run.ground import USUAL_SEQUENCE, block_length
 from evoray.run.progress import Progress
-from evoray.run.search import SearchResult
 from evoray.run.search import search as _search
 from evoray.run.teacher import TaughtText, teach_text
-from evoray.settings import BuildSettings, EvalSettings, ExportSettings, SearchSettings, load_settings
+from evoray.settings import BaselineSettings, BuildSettings, EvalSettings, ExportSettings, SearchSettings, load_settings
 from evoray.store import Manifest
 from evoray.tokens import BosPolicy, Role, read_text, resolve_bos
 
@@ -39,6 +40,15 @@ def search(*, config: str | Path | None = None, progress: Progress | None = None
         UserError: a mistake in the settings.
     """
     return _search(load_settings(SearchSettings, settings, config), progress)
+
+
+def baseline(*, config: str | Path | None = None, progress: Progress | None = None, **settings: Any) -> SearchResult:
+    """Finds and judges a baseline; arguments are the flags of `evoray baseline` with underscores.
+
+    Raises:
+        UserError: a mistake in the settings.
+    """
+    return run_baseline(load_settings(BaselineSettings, settings, config), progress)
 
 
 def evaluate(*, config: str | Path | None = None, progress: Progress | None = None, **settings: Any) -> Evaluation:

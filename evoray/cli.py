@@ -25,6 +25,7 @@ from rich.console import Console
 
 from evoray.errors import EvorayError
 from evoray.settings import (
+    BaselineSettings,
     BuildSettings,
     EvalSettings,
     ExportSettings,
@@ -217,7 +218,7 @@ def _build(settings: BuildSettings) -> None:
     as_json=True,
 )
 def _search(settings: SearchSettings, as_json: bool) -> None:
-    """Find the level of every layer for a budget: average bits, bits per weight, or size."""
+    """Find the level of every layer, and what to drop, for a budget: bits, size, sparsity, or sublayers."""
     from evoray.report.dry_run import search_estimate
     from evoray.report.tables import comparison
     from evoray.run.search import search
@@ -231,6 +232,28 @@ def _search(settings: SearchSettings, as_json: bool) -> None:
         except KeyboardInterrupt:
             progress.note(f"stopped; {settings.run} keeps every finished generation: the same command goes on with it")
             raise
+    if as_json:
+        _show_json({"run": result.run, "reason": result.reason, **result.best})
+        return
+    held_out = result.best["held_out"]
+    _show(comparison(held_out["candidates"], held_out["tokens"]))
+    _show(f"{result.reason}; the result is in {result.run}/best.json")
+
+
+@_verb(
+    BaselineSettings,
+    "baseline",
+    "evoray baseline --method dp --model meta-llama/Llama-3.1-8B --store variants --data my-text.jsonl --run run-dp "
+    "--target-bits 3",
+    as_json=True,
+)
+def _baseline(settings: BaselineSettings, as_json: bool) -> None:
+    """What a search has to beat, for the same budget and in the same form: uniform, random, dp, owl, scores, ..."""
+    from evoray.report.tables import comparison
+    from evoray.run.baseline import run_baseline
+
+    with _progress() as progress:
+        result = run_baseline(settings, progress)
     if as_json:
         _show_json({"run": result.run, "reason": result.reason, **result.best})
         return

@@ -17,6 +17,8 @@ class Purpose(IntEnum):
     """Mutations of a generation."""
     BATCHES = 3
     """Blocks of text on which a rung is measured; `index` is the rung."""
+    BASELINE = 4
+    """Blocks of text on which a baseline measures."""
 
 
 def rng(seed: int, generation: int, purpose: Purpose, index: int = 0) -> np.random.Generator:

@@ -50,14 +50,16 @@ class RaceResult:
     Attributes:
         winner: the genotype to go on from.
         fitness: its loss in nats per token on the last rung; infinite when nothing could be measured.
-        parent_fitness: the parent's on the same rung; None in a race without a parent.
+        parent_fitness: the best parent's on the same rung; None in a race without a parent.
         measured: for each rung, who was measured and with which loss; empty for a rung that was passed over.
+        kept: the survivors of the last rung, the winner first.
     """
 
     winner: Genotype
     fitness: float
     parent_fitness: float | None
     measured: tuple[Measured, ...]
+    kept: tuple[Genotype, ...]
 
 
 class Race(Protocol):
@@ -97,20 +99,30 @@ class Rung:
 class RaceFactory(Protocol):
     """Makes a generation's race; `FixedRace` itself is one."""
 
-    def __call__(self, offspring: Sequence[Genotype], parent: Genotype | None, rungs: Sequence[Rung], /) -> Race: ...
+    def __call__(
+        self, offspring: Sequence[Genotype], parents: Sequence[Genotype], rungs: Sequence[Rung], /
+    ) -> Race: ...
 
 
-def rungs(survivors: Sequence[int], tokens: Sequence[int]) -> tuple[Rung, ...]:
+def rungs(survivors: Sequence[int], tokens: Sequence[int], population: int = 1) -> tuple[Rung, ...]:
     """Pairs survivors with tokens, as settings give them: `rungs([16, 4, 1], [2048, 16384, 131072])`.
 
+    Args:
+        survivors: of each rung.
+        tokens: of each rung.
+        population: how many go on from the last rung.
+
     Raises:
-        UserError: lists of unequal length or empty, survivors that don't fall to 1, tokens below 1 or falling.
+        UserError: lists of unequal length or empty, survivors that don't fall to the population, tokens below 1 or
+            falling.
     """
     named = f"survivors {_listed(survivors)} and tokens {_listed(tokens)}"
     if len(survivors) != len(tokens) or not survivors:
         raise UserError(f"{named} have {len(survivors)} and {len(tokens)} entries; give one of each for every rung")
-    if any(left <= right for left, right in pairwise(survivors)) or survivors[-1] != 1:
-        raise UserError(f"{named}: survivors must fall from rung to rung and end with 1, like 16 4 1")
+    if any(left <= right for left, right in pairwise(survivors)) or survivors[-1] != population:
+        example = " ".join(str(count * population) for count in (16, 4, 1))
+        last = "1" if population == 1 else f"the population, {population}"
+        raise UserError(f"{named}: survivors must fall from rung to rung and end with {last}, like {example}")
     if min(tokens) < 1:
         raise UserError(f"{named}: every rung needs at least 1 token")
     if any(left > right for left, right in pairwise(tokens)):
@@ -125,35 +137,35 @@ def _listed(numbers: Sequence[int]) -> str:
 class FixedRace:
     """The race of EvoPress (arXiv 2410.14649, algorithm 1): a given number of survivors and tokens on each rung.
 
-    Losses are means per token, on a fresh draw of batches per rung; earlier rungs are forgotten. The parent joins
+    Losses are means per token, on a fresh draw of batches per rung; earlier rungs are forgotten. The parents join
     the last rung, by its position. What the paper leaves open is settled so:
 
-    - Ties go to the earlier in order, and the parent stands first: a child must be strictly better to replace it.
+    - Ties go to the earlier in order, and parents stand first: a child must be strictly better to replace one.
     - A loss that is NaN or infinite ranks last, and never goes on to another rung. When no child is left, the
-      parent alone is measured on the last rung and stays.
+      parents alone are measured on the last rung and stay.
     - A rung before the last that would drop nobody is passed over; it decides nothing.
     - A parent that is among the offspring races with them, and is on the last rung in any case.
 
     Args:
         offspring: distinct genotypes; may be empty where there is a parent.
-        parent: None for a race that only picks the best of its candidates. When none of these can be measured, the
-            first of them wins with infinite fitness.
-        rungs: at least one. The last names one survivor.
+        parents: distinct, the best so far first; none for a race that only picks the best of its candidates. When none
+            of these can be measured, the first of them wins with infinite fitness.
+        rungs: at least one. The survivors of the last are the next parents.
 
     Raises:
-        ValueError: nobody to race, the same genotype twice, or rungs that don't end with one survivor.
+        ValueError: nobody to race, the same genotype twice, or rungs without survivors or tokens.
     """
 
-    def __init__(self, offspring: Sequence[Genotype], parent: Genotype | None, rungs: Sequence[Rung]) -> None:
-        if not offspring and parent is None:
+    def __init__(self, offspring: Sequence[Genotype], parents: Sequence[Genotype], rungs: Sequence[Rung]) -> None:
+        if not offspring and not parents:
             raise ValueError("a race needs offspring or a parent")
-        if len(set(offspring)) != len(offspring):
-            raise ValueError("a genotype is twice among the offspring")
-        if not rungs or rungs[-1].survivors != 1 or any(rung.survivors < 1 or rung.tokens < 1 for rung in rungs):
-            raise ValueError(f"rungs {list(rungs)} must each have survivors and tokens, the last one survivor")
-        self._parent = parent
+        if len(set(offspring)) != len(offspring) or len(set(parents)) != len(parents):
+            raise ValueError("a genotype is twice among the offspring, or among the parents")
+        if not rungs or any(rung.survivors < 1 or rung.tokens < 1 for rung in rungs):
+            raise ValueError(f"rungs {list(rungs)} must each have survivors and tokens")
+        self._parents = tuple(parents)
         self._rungs = tuple(rungs)
-        self._first = offspring[0] if parent is None else parent
+        self._first = [*parents, *offspring][0]
         self._left = list(offspring)
         self._measured: list[Measured] = []
         self._result: RaceResult | None = None
@@ -202,16 +214,16 @@ class FixedRace:
             self._measured.append(())
         if len(self._measured) < last:
             return
-        if self._parent is not None:
-            self._left = [self._parent, *(genotype for genotype in self._left if genotype != self._parent)]
+        if self._parents:
+            self._left = [*self._parents, *(genotype for genotype in self._left if genotype not in self._parents)]
         elif not self._left:
             self._finish({})
 
     def _finish(self, losses: dict[Genotype, float]) -> None:
-        winner = self._left[0] if self._left else self._first
-        parent_fitness = None if self._parent is None else losses[self._parent]
+        kept = tuple(self._left) or (self._first,)
+        parent_fitness = min((losses[parent] for parent in self._parents), default=None)
         measured = tuple(self._measured) + ((),) * (len(self._rungs) - len(self._measured))
-        self._result = RaceResult(winner, losses.get(winner, math.inf), parent_fitness, measured)
+        self._result = RaceResult(kept[0], losses.get(kept[0], math.inf), parent_fitness, measured, kept)
 
 
 def loss_per_token(losses_NB: NDArray[np.float64], tokens_B: NDArray[Any]) -> list[float]:

@@ -62,6 +62,9 @@ def random_legal(space: Space, rng: np.random.Generator) -> Genotype:
 def initial(space: Space, count: int, rng: np.random.Generator) -> tuple[Genotype, ...]:
     """Distinct random legal genotypes.
 
+    Random ones that are too far from the center of a space that limits that are thrown away, and the center is
+    taken when no other is left.
+
     Returns:
         `count` of them; fewer, but at least one, where the space has hardly more.
 
@@ -74,6 +77,11 @@ def initial(space: Space, count: int, rng: np.random.Generator) -> tuple[Genotyp
     repeats = 0
     while len(found) < count and repeats < _REPEATS:
         genotype = random_legal(space, rng)
-        repeats = repeats + 1 if genotype in found else 0
-        found[genotype] = None
+        new = genotype not in found and space.is_legal(genotype)
+        repeats = 0 if new else repeats + 1
+        if new:
+            found[genotype] = None
+    if not found:
+        assert space.center is not None  # nothing else makes a random genotype illegal
+        return (space.center,)
     return tuple(found)

@@ -29,28 +29,38 @@ class Outcome:
 
     Attributes:
         generation: 0 for the race that finds a start.
-        winner: who goes on. A list, as it comes out of a journal, becomes a tuple.
+        winner: the best of those who go on. A list, as it comes out of a journal, becomes a tuple.
         fitness: its loss in nats per token on the last rung; infinite when nothing could be measured.
+        population: all who go on, the winner first; the winner alone where nothing else is said.
     """
 
     generation: int
     winner: Genotype
     fitness: float
+    population: tuple[Genotype, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "winner", tuple(int(index) for index in self.winner))
         object.__setattr__(self, "fitness", float(self.fitness))
+        found = tuple(tuple(int(index) for index in genotype) for genotype in self.population) or (self.winner,)
+        object.__setattr__(self, "population", found)
+        if found[0] != self.winner:
+            raise ValueError(f"the winner of generation {self.generation} does not stand first in its population")
 
 
 class OnePlusLambda:
     """(1 + lambda): the parent and its offspring race, and the winner is the next parent.
 
-    The start is, in this order: the one given; the level that meets the target exactly, in every gene (an integer
-    target in bits); else the winner of a race over random legal genotypes on the first rung's tokens, which is
-    generation 0. Other generations count from 1.
+    With a population larger than one it is (mu + lambda): each child is of a parent drawn from the population, all
+    parents race, and the best go on.
 
-    It holds no generator: what a generation draws depends only on seed, generation and the parent, so asking again
-    gives the same offspring. Offspring are distinct and none is the parent.
+    The start is, in this order: the one given; the level that meets the target exactly, in every gene (an integer
+    target in bits); else the best of a race over random legal genotypes, which is generation 0. A larger population
+    begins with that race in any case, with the start, if there is one, among the candidates. Other generations count
+    from 1.
+
+    It holds no generator: what a generation draws depends only on seed, generation and the parents, so asking again
+    gives the same offspring. Offspring are distinct and none is a parent.
 
     Args:
         space: what may be chosen.
@@ -62,6 +72,8 @@ class OnePlusLambda:
         initial_candidates: how many random genotypes race for the start.
         start: a legal genotype to start from.
         race: makes the races.
+        population: how many go on from a generation; the last rung must have as many survivors.
+        initial_tokens: of the race for the start; by default those of the first rung.
 
     Raises:
         UserError: counts below their least, or a start that is not legal.
@@ -79,6 +91,8 @@ class OnePlusLambda:
         initial_candidates: int = 32,
         start: Genotype | None = None,
         race: RaceFactory = FixedRace,
+        population: int = 1,
+        initial_tokens: int | None = None,
     ) -> None:
         if offspring < 1 or generations < 0 or initial_candidates < 1 or seed < 0:
             raise UserError(
@@ -87,6 +101,11 @@ class OnePlusLambda:
             )
         if not rungs:
             raise UserError("a search needs at least one rung; give survivors and tokens")
+        if population < 1 or rungs[-1].survivors != population:
+            raise UserError(
+                f"a population of {population} must be what the last rung leaves, which is {rungs[-1].survivors}; "
+                "give survivors that end with it"
+            )
         if start is not None and not space.is_legal(start):
             raise UserError(f"the start costs {space.cost(start)}, above the limit {space.limit}; give one within it")
         self._space = space
@@ -97,9 +116,14 @@ class OnePlusLambda:
         self._generations = generations
         self._initial_candidates = initial_candidates
         self._race = race
-        self._parent = start if start is not None else space.uniform()
+        self._wanted = population
+        self._initial_tokens = initial_tokens or rungs[0].tokens
+        self._start = start if start is not None else space.uniform()
+        self._population: tuple[Genotype, ...] = ()
+        if self._start is not None and population == 1:
+            self._population = (self._start,)
         self._fitness: float | None = None
-        self._generation = 0 if self._parent is None else 1
+        self._generation = 1 if self._population else 0
         self._drawn: tuple[Genotype, ...] | None = None
 
     @property
@@ -115,7 +139,12 @@ class OnePlusLambda:
     @property
     def parent(self) -> Genotype | None:
         """The best so far; None before a start was found."""
-        return self._parent
+        return self._population[0] if self._population else None
+
+    @property
+    def population(self) -> tuple[Genotype, ...]:
+        """All whom the next offspring come from, the best first; empty before a start was found."""
+        return self._population
 
     @property
     def fitness(self) -> float | None:
@@ -130,7 +159,7 @@ class OnePlusLambda:
     @property
     def reason(self) -> str | None:
         """Why it stops, for people; None while it goes on."""
-        if self._parent is None:
+        if not self._population:
             return None
         if self._generation > self._generations:
             return f"all {self._generations} generations are done"
@@ -144,17 +173,19 @@ class OnePlusLambda:
         Raises:
             RuntimeError: the search has stopped.
         """
-        if self._parent is None:
+        if not self._population:
             draws = rng(self._seed, 0, Purpose.START)
             candidates = initial(self._space, self._initial_candidates, draws)
-            return self._race(candidates, None, (Rung(1, self._rungs[0].tokens),))
+            if self._start is not None:
+                candidates = (self._start, *(genotype for genotype in candidates if genotype != self._start))
+            return self._race(candidates, (), (Rung(self._wanted, self._initial_tokens),))
         if (reason := self.reason) is not None:
             raise RuntimeError(f"the search has stopped: {reason}")
-        return self._race(self._offspring(), self._parent, self._rungs)
+        return self._race(self._offspring(), self._population, self._rungs)
 
     def outcome(self, result: RaceResult) -> Outcome:
         """What to record of the current generation's race, and to tell."""
-        return Outcome(self._generation, result.winner, result.fitness)
+        return Outcome(self._generation, result.winner, result.fitness, result.kept)
 
     def tell(self, outcome: Outcome) -> None:
         """Goes on to the next generation.
@@ -164,9 +195,9 @@ class OnePlusLambda:
         """
         if outcome.generation != self._generation:
             raise ValueError(f"generation {outcome.generation} was told while {self._generation} is expected")
-        if not self._space.is_legal(outcome.winner):
+        if not all(map(self._space.is_legal, outcome.population)) or len(outcome.population) > self._wanted:
             raise ValueError(f"the winner told for generation {outcome.generation} is not legal in this space")
-        self._parent = outcome.winner
+        self._population = outcome.population
         self._fitness = outcome.fitness
         self._generation += 1
         self._drawn = None
@@ -174,13 +205,15 @@ class OnePlusLambda:
     def _offspring(self) -> tuple[Genotype, ...]:
         """Drawn when first needed: telling a long journal draws nothing."""
         if self._drawn is None:
-            assert self._parent is not None
             draws = rng(self._seed, self._generation, Purpose.OFFSPRING)
             found: dict[Genotype, None] = {}
             repeats = 0
             while len(found) < self._count and repeats < _REPEATS:
-                child = self._mutation(self._space, self._parent, draws)
-                if child is None or child == self._parent or child in found:
+                # Nothing is drawn for a population of one.
+                one = len(self._population) == 1
+                parent = self._population[0 if one else int(draws.integers(len(self._population)))]
+                child = self._mutation(self._space, parent, draws)
+                if child is None or child in self._population or child in found:
                     repeats += 1
                 else:
                     found[child] = None

@@ -1,12 +1,15 @@
 """From settings to a result: the driver's loop, and what it leaves on disk.
 
-`plan.py`: `SearchPlan`: everything a search needs, checked before a worker starts.
+`ground.py`: `Ground`: what searches and baselines stand on: facts, space, texts, checked before a worker starts.
+`plan.py`: `SearchPlan`: a search on it. `workers.py`: how the workers of a verb are built.
 `search.py`: `search`: the driver's loop.
 `directory.py`: `RunDirectory`: settings, identity and the lock of a run.
 `journal.py`: `Journal`: what was measured and decided, a generation at a time; resuming reads it.
 `teacher.py`: `TaughtText`, `teach_text`: a text with the teacher's part of it, kept under the run.
 `judge.py`: `judge`: held-out losses of configurations.
-`build.py`, `evaluate.py`, `export.py`: the verbs build, eval and export.
+`best.py`: what best.json says.
+`problem.py`: baselines on real losses.
+`build.py`, `baseline.py`, `evaluate.py`, `export.py`: the verbs build, baseline, eval and export. `tasks.py`: lm-eval's tasks.
 `named.py`: `configuration_of`: which configuration a path names.
 `progress.py`: what a person sees meanwhile.
 """

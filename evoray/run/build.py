@@ -14,7 +14,7 @@ from evoray.compress.evopress import NO_CODES, EvopressFolder, folder_header, im
 from evoray.compress.kinds import find_kind
 from evoray.errors import UserError
 from evoray.model import Facts, ModelAdapter, checkpoint_facts, load_model, load_tokenizer, pick_device
-from evoray.run.plan import block_length
+from evoray.run.ground import block_length
 from evoray.run.progress import Progress
 from evoray.settings import BuildSettings
 from evoray.store import Location, Manifest, StoreHeader, StoreWriter

@@ -5,9 +5,10 @@ Holds: `run_demo`.
 
 from pathlib import Path
 
+from evoray.run.best import SearchResult
 from evoray.run.build import run_build
 from evoray.run.progress import Progress
-from evoray.run.search import SearchResult, search
+from evoray.run.search import search
 from evoray.settings import BuildSettings, SearchSettings
 
 EMBEDDED = "embedded"

@@ -17,9 +17,11 @@ import yaml
 
 from evoray.errors import EvorayError, UserError
 from evoray.run.journal import GENERATIONS
+from evoray.space import Genotype
 from evoray.store import Location
 
 SETTINGS, IDENTITY, DEVICE, BEST = "settings.yaml", "identity.json", "device.json", "best.json"
+START = "start.json"
 DRIVER, LOCK = "driver.json", ".lock"
 
 BEAT = 10.0
@@ -183,6 +185,21 @@ class RunDirectory:
         if found is not None and not isinstance(found, dict):
             raise UserError(f"{place} is damaged: no JSON object; delete it, or give another --run")
         return found
+
+    def start(self) -> Genotype | None:
+        """Where a baseline let this run begin; None where it has not yet, or had no part in it."""
+        found = self._read(START) if self.measured else None
+        return tuple(found["genotype"]) if found is not None else None
+
+    def start_tokens(self) -> int:
+        """Candidate tokens that the baseline of the start took."""
+        found = self._read(START)
+        return int(found["candidate_tokens"]) if found is not None else 0
+
+    def write_start(self, genotype: Genotype, baseline: str, candidate_tokens: int) -> None:
+        """Keeps what a baseline found, so that resuming need not find it again."""
+        found = {"baseline": baseline, "genotype": list(genotype), "candidate_tokens": candidate_tokens}
+        (self / START).write_bytes(json.dumps(found, indent=1).encode())
 
     def write_best(self, best: Mapping[str, Any]) -> None:
         """Replaces best.json."""

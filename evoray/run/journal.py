@@ -32,10 +32,11 @@ class GenerationRow:
     Attributes:
         generation: 0 for the race that finds a start.
         winner: level index per gene.
+        population: all who go on, the winner first.
         fitness: the winner's loss on the last rung, nats per token.
         parent_fitness: the parent's on the same tokens; None where there was none.
         accepted: a child won.
-        bits, bpw, size: of the winner; size in bytes.
+        bits, bpw, size, sparsity: of the winner; size in bytes.
         candidates: genotypes measured.
         tokens: candidate tokens measured.
         seconds: it took.
@@ -47,12 +48,14 @@ class GenerationRow:
 
     generation: int
     winner: Genotype
+    population: tuple[Genotype, ...]
     fitness: float
     parent_fitness: float | None
     accepted: bool
     bits: float
     bpw: float
     size: int
+    sparsity: float
     candidates: int
     tokens: int
     seconds: float
@@ -64,19 +67,21 @@ class GenerationRow:
     @property
     def outcome(self) -> Outcome:
         """What a strategy is told to get where it was."""
-        return Outcome(self.generation, self.winner, self.fitness)
+        return Outcome(self.generation, self.winner, self.fitness, self.population)
 
 
 _ROW_SCHEMA = pa.schema(
     [
         ("generation", pa.int32()),
         ("winner", pa.list_(pa.int16())),
+        ("population", pa.list_(pa.list_(pa.int16()))),
         ("fitness", pa.float64()),
         ("parent_fitness", pa.float64()),
         ("accepted", pa.bool_()),
         ("bits", pa.float64()),
         ("bpw", pa.float64()),
         ("size", pa.int64()),
+        ("sparsity", pa.float64()),
         ("candidates", pa.int32()),
         ("tokens", pa.int64()),
         ("seconds", pa.float64()),
@@ -171,6 +176,7 @@ class Journal:
         if (folder / GENERATIONS).exists():
             for row in self._table(GENERATIONS, _ROW_SCHEMA).to_pylist():
                 values = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+                values["population"] = tuple(map(tuple, values["population"]))
                 self.rows.append(GenerationRow(**values))
         if self.rows:
             # Rows that a crash left behind, of a generation that is not named.

@@ -1,51 +1,31 @@
 """The driver of a search: asks the strategy, has the race measured by the pool, journals, and judges the result.
 
-Holds: `search`, `SearchResult`.
+Holds: `search`.
 """
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from evoray.baselines import uniform
 from evoray.cluster import Pool, open_pool
-from evoray.cluster.worker import versions
 from evoray.errors import UserError
 from evoray.evolve import Measurement, OnePlusLambda, Purpose, RaceResult, rng
+from evoray.run.best import SearchResult, best_record, judged_candidates
 from evoray.run.directory import RunDirectory
 from evoray.run.journal import GenerationRecord, GenerationRow, Journal
-from evoray.run.judge import Judgement, judge, paired_interval
 from evoray.run.log import LOG, DriverLog
 from evoray.run.named import read_best
 from evoray.run.plan import SearchPlan, plan_search
+from evoray.run.problem import find_by_baseline
 from evoray.run.progress import Progress
 from evoray.run.teacher import TaughtText, teach_text
 from evoray.settings import SearchSettings
 from evoray.space import Genotype
 from evoray.tokens import draw_batches
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """What a search found.
-
-    Attributes:
-        run: the run directory.
-        best: what best.json holds.
-        reason: why it ended.
-    """
-
-    run: str
-    best: dict[str, Any]
-    reason: str
-
-    @property
-    def configuration(self) -> dict[str, str]:
-        """Layer -> level."""
-        return dict(self.best["configuration"])
 
 
 def search(settings: SearchSettings, progress: Progress | None = None) -> SearchResult:
@@ -63,11 +43,12 @@ def search(settings: SearchSettings, progress: Progress | None = None) -> Search
     plan = plan_search(settings, progress.step)
     with RunDirectory(settings.run) as run:
         run.settle(plan.identity, plan.settings.model_dump(mode="json"))
-        strategy, journal = plan.strategy(), Journal(run.location)
-        _replay(journal, strategy)
-        reason = _why_stop(settings, journal, strategy)
-        if reason is not None and (best := _concluded(run, plan, journal)) is not None:
-            return SearchResult(str(run.location), best, reason)
+        journal, start = Journal(run.location), plan.start if plan.init is None else run.start()
+        if plan.init is None or start is not None:
+            strategy = _replayed(plan, journal, start)
+            reason = _why_stop(settings, journal, strategy)
+            if reason is not None and (best := _concluded(run, plan, journal)) is not None:
+                return SearchResult(str(run.location), best, reason)
         log = DriverLog(run / LOG, progress)
         if journal.rows:
             log.note(f"going on with {run.location} after generation {journal.rows[-1].generation}")
@@ -75,12 +56,12 @@ def search(settings: SearchSettings, progress: Progress | None = None) -> Search
         with (
             log,
             open_pool(
-                plan.spec,
+                plan.ground.spec,
                 workers=settings.workers,
                 address=settings.address,
                 allow_mixed=settings.allow_mixed,
                 wait=settings.wait,
-                memory=plan.memory,
+                memory=plan.ground.memory,
                 note=log.note,
             ) as pool,
         ):
@@ -88,33 +69,38 @@ def search(settings: SearchSettings, progress: Progress | None = None) -> Search
             for note in pool.notes:
                 log.note(f"note: {note}")
             run.settle_device(asdict(pool.record), settings.allow_mixed)
-            driver = _Driver(plan, run, journal, strategy, pool, log)
+            if plan.init is not None and start is None:
+                start = _start_of_baseline(plan, run, pool, log)
+            driver = _Driver(plan, run, journal, start, pool, log)
             reason = driver.evolve()
             return SearchResult(str(run.location), driver.conclude(), reason)
 
 
-def _replay(journal: Journal, strategy: OnePlusLambda) -> None:
-    """Brings a strategy to where the journal ends."""
+def _replayed(plan: SearchPlan, journal: Journal, start: Genotype | None) -> OnePlusLambda:
+    """The strategy where the journal ends."""
+    strategy = plan.strategy(start)
     try:
         for row in journal.rows:
             strategy.tell(row.outcome)
     except ValueError as error:
         raise journal.damaged(str(error)) from None
+    return strategy
+
+
+def _start_of_baseline(plan: SearchPlan, run: RunDirectory, pool: Pool, log: DriverLog) -> Genotype:
+    """Lets the baseline that `--init` names find the start, once; resuming reads it."""
+    assert plan.init is not None
+    tokens = plan.settings.initial_tokens or plan.rungs[0].tokens
+    found = find_by_baseline(plan.init, plan.ground, plan.settings, pool, log, tokens=tokens)
+    run.write_start(found.genotype, plan.init, found.candidate_tokens)
+    log.note(f"start: the choice of the baseline {plan.init}, with {found.candidate_tokens:,} candidate tokens")
+    return found.genotype
 
 
 def _why_stop(settings: SearchSettings, journal: Journal, strategy: OnePlusLambda) -> str | None:
     if settings.max_tokens is not None and journal.tokens >= settings.max_tokens:
         return f"--max-tokens {settings.max_tokens} reached with {journal.tokens}"
     return strategy.reason
-
-
-def _digests(plan: SearchPlan) -> dict[str, str]:
-    return {
-        "model": plan.facts.weights_digest,
-        "store": plan.manifest.digest,
-        "search_text": plan.text.digest,
-        "judge_text": plan.judge_text.digest,
-    }
 
 
 def _concluded(run: RunDirectory, plan: SearchPlan, journal: Journal) -> dict[str, Any] | None:
@@ -124,7 +110,7 @@ def _concluded(run: RunDirectory, plan: SearchPlan, journal: Journal) -> dict[st
     except UserError:
         return None  # damaged: judged and written again
     last = journal.rows[-1].generation if journal.rows else 0
-    same = best is not None and best.get("generation") == last and best.get("digests") == _digests(plan)
+    same = best is not None and best.get("generation") == last and best.get("digests") == plan.ground.digests
     return best if same and best is not None and "held_out" in best else None
 
 
@@ -134,12 +120,14 @@ class _Driver:
         plan: SearchPlan,
         run: RunDirectory,
         journal: Journal,
-        strategy: OnePlusLambda,
+        start: Genotype | None,
         pool: Pool,
         progress: Progress,
     ) -> None:
-        self.plan, self.run, self.journal = plan, run, journal
-        self.strategy, self.pool, self.progress = strategy, pool, progress
+        self.plan, self.ground, self.run, self.journal, self.start = plan, plan.ground, run, journal, start
+        self.strategy, self.pool, self.progress = _replayed(plan, journal, start), pool, progress
+        # A race takes the smallest loss; who looks for the worst tells it the negative.
+        self.sign = -1.0 if plan.settings.invert else 1.0
         self.began = time.monotonic()
 
     def evolve(self) -> str:
@@ -170,14 +158,14 @@ class _Driver:
         return reason
 
     def _text(self) -> TaughtText:
-        if not self.plan.fitness.needs_teacher:
-            return TaughtText(self.plan.text)
+        if not self.ground.fitness.needs_teacher:
+            return TaughtText(self.ground.text)
         return teach_text(
             self.pool,
-            self.plan.text,
+            self.ground.text,
             tokens_per_pass=self.plan.settings.tokens_per_pass,
-            fitness=self.plan.fitness,
-            weights_digest=self.plan.facts.weights_digest,
+            fitness=self.ground.fitness,
+            weights_digest=self.ground.facts.weights_digest,
             folder=self.run / "teacher",
             progress=self.progress.stage("teacher"),
         )
@@ -190,24 +178,27 @@ class _Driver:
         batches = draw_batches(text.text, wanted.tokens, draws, settings.tokens_per_pass)
         share = self.progress.step(f"generation {record.generation}, rung {wanted.rung + 1}")
         losses_NB = self.pool.measure(
-            self.plan.space.rows(wanted.genotypes), text.works(batches), self.plan.fitness, share
+            self.ground.space.rows(wanted.genotypes), text.works(batches), self.ground.fitness, share
         )
         share(1.0)
         record.add(wanted.rung, wanted.genotypes, batches, losses_NB)
-        return losses_NB, self.plan.fitness.counted([cut for batch in batches for cut in batch.cuts])
+        ranked_NB = np.where(np.isfinite(losses_NB), self.sign * losses_NB, np.inf)
+        return ranked_NB, self.ground.fitness.counted([cut for batch in batches for cut in batch.cuts])
 
     def _row(self, result: RaceResult, record: GenerationRecord, seconds: float, lost: int) -> GenerationRow:
-        costs = self.plan.space.summary(result.winner)
+        costs = self.ground.space.summary(result.winner)
         aside = {tuple(row): genotype for genotype, row in self._rows_of(sorted(record.candidates))}
         return GenerationRow(
             generation=record.generation,
             winner=result.winner,
-            fitness=result.fitness,
-            parent_fitness=result.parent_fitness,
+            population=result.kept,
+            fitness=self.sign * result.fitness,
+            parent_fitness=None if result.parent_fitness is None else self.sign * result.parent_fitness,
             accepted=result.winner != self.strategy.parent,
             bits=costs.bits,
             bpw=costs.bpw,
             size=costs.size,
+            sparsity=costs.sparsity,
             candidates=len(record.candidates),
             tokens=record.tokens,
             seconds=seconds,
@@ -218,73 +209,38 @@ class _Driver:
         )
 
     def _rows_of(self, genotypes: Sequence[Genotype]) -> list[tuple[Genotype, list[int]]]:
-        return list(zip(genotypes, self.plan.space.rows(genotypes).tolist(), strict=True)) if genotypes else []
+        return list(zip(genotypes, self.ground.space.rows(genotypes).tolist(), strict=True)) if genotypes else []
 
     def _best(self, row: GenerationRow | None) -> dict[str, Any]:
         """best.json without what judging adds."""
-        plan, parent = self.plan, self.strategy.parent
+        parent = self.strategy.parent
         assert parent is not None
-        return {
-            "configuration": plan.space.configuration(parent),
-            **asdict(plan.space.summary(parent)),
-            "fitness": {"name": plan.fitness.value, "nats_per_token": row.fitness if row else None},
-            "generation": row.generation if row else 0,
-            "candidate_tokens": self.journal.tokens,
-            "seconds": self.journal.seconds,
-            "seed": plan.settings.seed,
-            "model": plan.settings.model,
-            "revision": plan.facts.revision,
-            "store": plan.settings.store,
-            "digests": _digests(plan),
-            "versions": versions(),
-            "device": asdict(self.pool.record),
-        }
+        return best_record(
+            self.ground,
+            self.plan.settings,
+            self.pool,
+            parent,
+            fitness=row.fitness if row else None,
+            generation=row.generation if row else 0,
+            candidate_tokens=self.journal.tokens + self.run.start_tokens(),
+            seconds=self.journal.seconds,
+        )
 
     def conclude(self) -> dict[str, Any]:
         """Judges found beside start and uniform on the held-out text, and writes best.json."""
-        space, parent = self.plan.space, self.strategy.parent
-        best = self._best(self.journal.rows[-1] if self.journal.rows else None)
+        parent = self.strategy.parent
         assert parent is not None
-        named: dict[str, Genotype] = {"found": parent, "start": self._start(), "uniform": uniform(space)}
-        distinct = list(dict.fromkeys(named.values()))
-        judged = dict(
-            zip(
-                distinct,
-                judge(
-                    self.pool,
-                    space.rows(distinct),
-                    self.plan.judge_text,
-                    tokens_per_pass=self.plan.settings.tokens_per_pass,
-                    progress=self.progress.stage("judging"),
-                ),
-                strict=True,
-            )
-        )
-        best["held_out"] = {
-            "data": self.plan.settings.judge_data or self.plan.settings.data,
-            "tokens": self.plan.judge_text.tokens,
-            "candidates": {
-                name: self._judged(genotype, judged[genotype], judged[parent]) for name, genotype in named.items()
-            },
-        }
+        best = self._best(self.journal.rows[-1] if self.journal.rows else None)
+        named = {"found": parent, "start": self._start(), "uniform": uniform(self.ground.space)}
+        best["held_out"] = judged_candidates(self.ground, self.plan.settings, self.pool, named, self.progress)
         self.run.write_best(best)
         return best
 
     def _start(self) -> Genotype:
-        if self.plan.start is not None:
-            return self.plan.start
+        if self.start is not None:
+            return self.start
         if self.journal.rows and self.journal.rows[0].generation == 0:
             return self.journal.rows[0].winner
-        start = self.plan.space.uniform()
+        start = self.ground.space.uniform()
         assert start is not None
         return start
-
-    def _judged(self, genotype: Genotype, judgement: Judgement, found: Judgement) -> dict[str, Any]:
-        difference, half_width = paired_interval(found, judgement)
-        return {
-            **asdict(self.plan.space.summary(genotype)),
-            "kl": judgement.kl,
-            "perplexity": judgement.perplexity,
-            "found_minus_this_kl": difference,
-            "interval_95": half_width,
-        }

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evoray.errors import UserError
-from evoray.evolve import FixedRace, LevelSwitch, OnePlusLambda, Outcome, rungs
+from evoray.evolve import FixedRace, LevelSwitch, OnePlusLambda, Outcome, Rung, rungs
 
 STAGES = rungs([4, 1], [8, 16])
 
@@ -173,3 +173,46 @@ def test_misuse_is_named(space_of):
     ]:
         with pytest.raises(UserError, match=says):
             make(space, **change)
+
+
+def test_a_population_draws_its_parents_and_keeps_its_best(space_of):
+    space = space_of([[2, 3, 4]] * 12, 30)
+    loss_of = table_of(space, 5)
+
+    def fresh():
+        return OnePlusLambda(
+            space,
+            offspring=6,
+            rungs=(Rung(4, 8), Rung(3, 16)),
+            mutation=LevelSwitch(),
+            seed=0,
+            generations=5,
+            initial_candidates=10,
+            population=3,
+            initial_tokens=32,
+        )
+
+    strategy, told = fresh(), []
+    measurement = strategy.ask().ask()
+    assert (len(measurement.genotypes), measurement.tokens) == (10, 32)
+    while not strategy.stop:
+        before, race = strategy.population, strategy.ask()
+        while (wanted := race.ask()) is not None:
+            last = wanted.genotypes
+            race.tell(np.array([[loss_of(g)] for g in wanted.genotypes]), np.array([1]))
+        assert set(before) <= set(last)
+        strategy.tell(strategy.outcome(race.result))
+        told.append(race.result.kept)
+        assert strategy.population == race.result.kept
+        assert len(set(strategy.population)) == 3
+        assert [loss_of(g) for g in strategy.population] == sorted(loss_of(g) for g in last)[:3]
+        assert strategy.parent == strategy.population[0]
+    resumed = fresh()
+    for number, kept in enumerate(told):
+        resumed.tell(Outcome(number, kept[0], loss_of(kept[0]), kept))
+    assert resumed.stop
+    assert resumed.population == strategy.population
+    with pytest.raises(UserError, match="population of 2"):
+        OnePlusLambda(
+            space, offspring=6, rungs=(Rung(1, 8),), mutation=LevelSwitch(), seed=0, generations=1, population=2
+        )

@@ -1,0 +1,121 @@
+"""Baselines on real losses: what they ask for is measured by a pool.
+
+Holds: `find_by_baseline`, `Found`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evoray.baselines import Problem, find_baseline
+from evoray.cluster import Pool
+from evoray.evaluator import Work
+from evoray.evolve import Purpose, rng
+from evoray.fitness import Fitness
+from evoray.run.ground import Ground
+from evoray.run.progress import Progress
+from evoray.settings import ChoiceSettings
+from evoray.space import Genotype
+from evoray.store import Manifest
+from evoray.tokens import draw_batches
+
+CANDIDATES = {"random": 128, "brute-force": 20_000}
+"""Of the methods that count them, where the user says nothing."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a baseline found.
+
+    Attributes:
+        genotype: its choice.
+        candidate_tokens: that it measured.
+    """
+
+    genotype: Genotype
+    candidate_tokens: int
+
+
+class _Measuring:
+    """The losses that a baseline asks for, all on the same tokens."""
+
+    def __init__(self, ground: Ground, settings: ChoiceSettings, pool: Pool, tokens: int, progress: Progress) -> None:
+        self.ground, self.settings, self.pool, self.progress = ground, settings, pool, progress
+        draws = rng(settings.seed, 0, Purpose.BASELINE)
+        batches = draw_batches(ground.text, tokens, draws, settings.tokens_per_pass)
+        self._plain = [Work(batch.ids(ground.text), batch.cuts) for batch in batches]
+        self._cuts = [cut for batch in batches for cut in batch.cuts]
+        self._works: dict[Fitness, list[Work]] = {}
+        self.tokens = 0
+
+    def measure(self, genotypes: Sequence[Genotype], fitness: str | None = None) -> NDArray[np.float64]:
+        """See `Problem.measure`."""
+        kind = Fitness(fitness) if fitness is not None else self.ground.fitness
+        works = self._taught(kind) if kind.needs_teacher else self._plain
+        share = self.progress.step(f"measuring {len(genotypes)} candidates")
+        losses_NB = self.pool.measure(self.ground.space.rows(genotypes), works, kind, share)
+        share(1.0)
+        self.tokens += len(genotypes) * sum(self._cuts)
+        sign = -1.0 if self.settings.invert and fitness is None else 1.0
+        losses_N: NDArray[np.float64] = sign * losses_NB.sum(1) / kind.counted(self._cuts).sum()
+        return np.where(np.isfinite(losses_N), losses_N, np.inf)
+
+    def influences(self, spans: tuple[tuple[str, ...], ...]) -> NDArray[np.float64]:
+        """See `Problem.influences`."""
+        parts = self.pool.each(self._plain, "influences", spans)
+        # Every span costs about the blocks that it is long; one pass of the base model serves all of them.
+        self.tokens += sum(self._cuts)
+        sums_SM: NDArray[np.float64] = np.concatenate(parts, axis=2).sum(2)
+        return sums_SM / sum(self._cuts)
+
+    def _taught(self, fitness: Fitness) -> list[Work]:
+        if fitness not in self._works:
+            taught = self.pool.teach(self._plain, fitness)
+            self._works[fitness] = [
+                Work(work.ids, work.cuts, tuple(blocks)) for work, blocks in zip(self._plain, taught, strict=True)
+            ]
+        return self._works[fitness]
+
+
+def find_by_baseline(
+    name: str,
+    ground: Ground,
+    settings: ChoiceSettings,
+    pool: Pool,
+    progress: Progress,
+    *,
+    tokens: int,
+    candidates: int | None = None,
+) -> Found:
+    """What a baseline chooses.
+
+    Args:
+        name: of the baseline.
+        ground: what it may choose, and the text.
+        settings: seed, passes, inversion.
+        pool: who measures.
+        progress: told what happens.
+        tokens: that candidates are measured on.
+        candidates: for methods that count them.
+
+    Raises:
+        UserError: a baseline that does not apply to this space.
+    """
+    manifest = ground.manifest
+    stored = manifest if isinstance(manifest, Manifest) else None
+    measuring = _Measuring(ground, settings, pool, tokens, progress)
+    problem = Problem(
+        space=ground.space,
+        errors={layer: file.errors for layer, file in stored.files.items()} if stored is not None else {},
+        outliers={layer.name: layer.outliers for layer in stored.layers} if stored is not None else {},
+        blocks={layer.name: layer.block for layer in manifest.layers},
+        weights={layer.name: layer.out_features * layer.in_features for layer in manifest.layers},
+        measure=measuring.measure,
+        influences=measuring.influences,
+        seed=settings.seed,
+        candidates=candidates or CANDIDATES.get(name, CANDIDATES["random"]),
+    )
+    genotype = find_baseline(name)(problem)
+    return Found(genotype, measuring.tokens)
