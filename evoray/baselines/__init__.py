@@ -1,8 +1,42 @@
 """What a search has to beat. Each gives a genotype of the same space, within the same budget.
 
-`uniform.py`: `uniform`: one level for every gene.
+Holds:
+    problem: `Problem`, `Baseline`: what a baseline is given, and what it is
+    uniform: `uniform`: one level for every gene, drops spread evenly
+    random: the best of random genotypes
+    dp: the least sum of layer errors, exactly
+
+`BASELINES` lists all by name; `find_baseline` finds one. A new one is a file here, and a line of the list.
 """
 
-from evoray.baselines.uniform import uniform
+import difflib
 
-__all__ = ["uniform"]
+from evoray.baselines.dp import dp
+from evoray.baselines.problem import Baseline, Problem
+from evoray.baselines.random import best_random
+from evoray.baselines.uniform import uniform
+from evoray.errors import UserError
+
+__all__ = ["BASELINES", "Baseline", "Problem", "find_baseline", "uniform"]
+
+BASELINES: dict[str, Baseline] = {
+    baseline.name: baseline
+    for baseline in (
+        Baseline("uniform", lambda problem: uniform(problem.space)),
+        Baseline("random", best_random),
+        Baseline("dp", dp),
+    )
+}
+
+
+def find_baseline(name: str) -> Baseline:
+    """The baseline of a name.
+
+    Raises:
+        UserError: there is none; the message names the nearest and all.
+    """
+    if name in BASELINES:
+        return BASELINES[name]
+    near = difflib.get_close_matches(name, BASELINES, n=2)
+    meant = f"did you mean {' or '.join(near)}? " if near else ""
+    raise UserError(f"there is no baseline {name!r}; {meant}choose {', '.join(BASELINES)}")
