@@ -5,14 +5,12 @@ Holds: `apply_configuration`.
 
 import torch
 
-from evoray.configuration import BASE, Configuration
+from evoray.configuration import BASE, DROPPED, KEPT, Configuration
 from evoray.errors import UserError
 from evoray.formats import dense_weight
 from evoray.model import ModelAdapter
-from evoray.space.costs import check_configuration
+from evoray.space.costs import check_configuration, dropped_layers
 from evoray.store import VariantStore
-
-DROPPED, KEPT = "dropped", "kept"
 
 
 def apply_configuration(
@@ -35,26 +33,28 @@ def apply_configuration(
         overwrite: Write variants over the base weights: no more memory than the base model takes, but no way back.
 
     Raises:
-        UserError: a layer, level or site that is not there, or a corrupt variant. In the first case nothing changed.
+        UserError: a layer, level or site that is not there, and then nothing changed; a site that can't be dropped, and
+            then it is the base model; or a corrupt variant.
     """
-    # Sites that can be dropped, of a model that has them.
-    droppable = getattr(adapter, "droppable", {})
+    sites = list(adapter.droppable.values())
     drops = {site: level == DROPPED for site, level in configuration.items() if level in (DROPPED, KEPT)}
-    unknown = [site for site in drops if site not in droppable]
-    if unknown:
+    if unknown := [site for site in drops if site not in adapter.droppable]:
         raise UserError(
             f"the configuration says {configuration[unknown[0]]!r} of {unknown[0]}, which is nothing this model can do "
-            f"without; {', '.join(list(droppable)[:3]) or 'none of its parts'} can be dropped"
+            f"without; {', '.join(list(adapter.droppable)[:3]) or 'none of its parts'} can be dropped"
         )
-    variants = {site: level for site, level in configuration.items() if site not in drops}
     if store is not None:
-        check_configuration(store.manifest, variants)
-    elif wanted := [site for site, level in variants.items() if level != BASE]:
-        raise UserError(f"{wanted[0]} at level {variants[wanted[0]]!r} needs variants; give the store that has them")
-    for name, layer in adapter.layers.items():
+        check_configuration(store.manifest, configuration, sites)
+    elif wanted := [site for site, level in configuration.items() if level not in (BASE, DROPPED, KEPT)]:
+        raise UserError(f"{wanted[0]} at level {configuration[wanted[0]]!r} needs variants; give the store with them")
+    for name in adapter.layers:
         adapter.restore(name)
-        level = variants.get(name, BASE)
-        if level == BASE:
+    adapter.check_droppable([name for name, dropped in drops.items() if dropped])
+    gone = dropped_layers(configuration, sites)
+    for name, layer in adapter.layers.items():
+        level = configuration.get(name, BASE)
+        # A layer that lies in what is dropped needs no variant.
+        if level == BASE or name in gone:
             continue
         assert store is not None
         ready = adapter.ready(name, dense_weight(store.read(name, level), layer.base.dtype, layer.base.device))
@@ -63,5 +63,5 @@ def apply_configuration(
                 layer.base.copy_(ready)
         else:
             adapter.swap(name, ready)
-    for name in droppable:
+    for name in adapter.droppable:
         adapter.drop(name, drops.get(name, False))

@@ -297,6 +297,7 @@ def _export(settings: ExportSettings) -> None:
 def _inspect(
     place: Annotated[str, typer.Argument(help="A store, a run directory, or a file of `layer: level` lines.")],
     store: Annotated[str | None, typer.Option(help="Prices a configuration by the variants of this store.")] = None,
+    model: Annotated[str | None, typer.Option(help="Prices what a configuration drops of this model.")] = None,
     as_json: _Json = False,
     debug: _Debug = False,
     quiet: _Quiet = False,
@@ -307,7 +308,7 @@ def _inspect(
     """
     from evoray.report.tables import inspect
 
-    table, found = inspect(place, store)
+    table, found = inspect(place, store, model)
     _show_json(found) if as_json else _show(table)
 
 

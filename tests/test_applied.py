@@ -66,9 +66,20 @@ def test_a_configuration_that_does_not_fit_changes_nothing(store: VariantStore, 
     assert torch.equal(answers(adapter.model), base)
 
 
-def test_every_site_that_can_be_dropped_is_told(adapter: ModelAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[tuple[str, bool]] = []
-    monkeypatch.setattr(adapter, "droppable", dict.fromkeys(["first", "second", "third"]), raising=False)
-    monkeypatch.setattr(adapter, "drop", lambda name, dropped=True: told.append((name, dropped)), raising=False)
-    apply_configuration(adapter, None, {"third": "kept", "first": "dropped"})
-    assert sorted(told) == [("first", True), ("second", False), ("third", False)]
+def test_dropped_sites_with_variants_beside_them(store: VariantStore, adapter: ModelAdapter) -> None:
+    base = answers(adapter.model)
+    up = "model.layers.1.mlp.up_proj"
+    drops = {"model.layers.0.self_attn": "dropped", "model.layers.2.mlp": "dropped", "model.layers.1.mlp": "kept"}
+    weight = adapter.model.get_submodule(up).weight
+    adapter.swap(up, adapter.ready(up, dense_weight(store.read(up, "2"), weight.dtype)))
+    for name in ("model.layers.0.self_attn", "model.layers.2.mlp"):
+        adapter.drop(name)
+    wanted = answers(adapter.model)
+    assert not torch.equal(wanted, base)
+    apply_configuration(adapter, None, {})
+    assert torch.equal(answers(adapter.model), base)
+    # The level of a layer in a dropped sublayer has no say.
+    apply_configuration(adapter, store, {**drops, up: "2", "model.layers.2.mlp.up_proj": "3"})
+    assert torch.equal(answers(adapter.model), wanted)
+    silent = adapter.layers["model.layers.2.mlp.up_proj"]
+    assert torch.equal(silent.module.weight, silent.base)

@@ -18,6 +18,7 @@ from searches import Material
 
 from evoray import cli
 from evoray.cli import main
+from evoray.model import checkpoint_facts
 from evoray.settings import SearchSettings
 from evoray.store import VariantStore
 
@@ -167,6 +168,8 @@ def test_stores_that_do_not_fit(call: Call, material: Material, tmp_path: Path) 
         configuration.write_text(f"{manifest['layers'][0]['name']}: 3\n")
         common = ["--store", store, "--model", material.model]
         refused(call(*search_of(material, tmp_path / "run", store=store)), said)
+        if "kind" in change:
+            continue  # eval and export take any kind
         refused(call("eval", *common, "--data", material.text, "--configuration", configuration), said)
         refused(call("export", *common, "--configuration", configuration, "--out", tmp_path / "out"), said)
     (store / "manifest.json").write_text("{")
@@ -389,3 +392,26 @@ def test_a_reader_that_leaves_early_is_no_failure(material: Material) -> None:
     )
     os.close(writer)
     assert process.stderr == b""
+
+
+def test_eval_of_a_configuration_that_only_drops(call: Call, material: Material, tmp_path: Path) -> None:
+    drops = tmp_path / "drops.txt"
+    drops.write_text("model.layers.0.mlp: dropped\nmodel.layers.1.self_attn: dropped\nmodel.layers.2.mlp: kept\n")
+    common = ["eval", "--configuration", drops, "--data", material.text, "--workers", "0", "--eval-tokens", "256"]
+    common += ["--sequence-length", "64", "--json"]
+    refused(call(*common), "--model is missing")
+    alone = json.loads(call(*common, "--model", material.model).out)
+    beside = json.loads(call(*common, "--store", material.store).out)
+    assert alone["kl"] == beside["kl"] > 0
+    assert alone["costs"] == beside["costs"]
+    facts = checkpoint_facts(material.model)
+    gone = {layer for site in facts.droppable[1:3] for layer in site.layers}
+    sizes = {layer.name: layer.out_features * layer.in_features for layer in facts.layers}
+    assert alone["costs"]["sparsity"] == sum(sizes[layer] for layer in gone) / sum(sizes.values())
+    # A plain checkpoint with zeros in their place is judged the same.
+    assert call("export", "--configuration", drops, "--model", material.model, "--out", tmp_path / "out").code == 0
+    model = call("eval", "--model", tmp_path / "out", *common[3:])
+    assert json.loads(model.out)["base_perplexity"] == pytest.approx(alone["perplexity"], rel=1e-5)
+    priced = json.loads(call("inspect", drops, "--model", material.model, "--json").out)
+    assert priced["size"] == alone["costs"]["size"]
+    refused(call("inspect", drops, "--store", material.store), "model.layers.0.mlp is dropped, and only the model")

@@ -11,11 +11,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from evoray.configuration import DROPPED, KEPT, Configuration
 from evoray.errors import UserError
 from evoray.run.directory import BEST, IDENTITY
 from evoray.run.journal import Journal
-from evoray.run.named import configuration_of, read_best
-from evoray.space import configuration_costs
+from evoray.run.named import configuration_of, needs_variants, read_best
+from evoray.space import Costs, configuration_costs
 from evoray.store import Location, Manifest, VariantStore
 from evoray.store.manifest import BUILDING, MANIFEST
 
@@ -79,12 +80,13 @@ def evaluation_table(evaluation: "Evaluation") -> Table:
     return table
 
 
-def inspect(place: str, store: str | None = None) -> tuple[RenderableType, dict[str, Any]]:
+def inspect(place: str, store: str | None = None, model: str | None = None) -> tuple[RenderableType, dict[str, Any]]:
     """What is in a store, a run or a configuration, for people and for programs.
 
     Args:
         place: a store, a run directory, or a file of `layer: level` lines.
         store: prices a configuration.
+        model: prices what a configuration drops.
 
     Raises:
         UserError: it is none of these.
@@ -98,7 +100,7 @@ def inspect(place: str, store: str | None = None) -> tuple[RenderableType, dict[
         return _run(location)
     if location.local_path is not None and location.local_path.is_dir():
         raise UserError(f"{place} is neither a store (no {MANIFEST}) nor a run directory (no {IDENTITY})")
-    return _configuration(place, store)
+    return _configuration(place, store, model)
 
 
 def _facts(rows: Mapping[str, Any]) -> Table:
@@ -166,17 +168,38 @@ def _run(location: Location) -> tuple[RenderableType, dict[str, Any]]:
     return Group(*parts), {**facts, "best": best}
 
 
-def _configuration(place: str, store: str | None) -> tuple[RenderableType, dict[str, Any]]:
+def _configuration(place: str, store: str | None, model: str | None) -> tuple[RenderableType, dict[str, Any]]:
     configuration = configuration_of(place)
     found: dict[str, Any] = {"layers": len(configuration), "levels": dict(Counter(configuration.values()))}
     parts: list[RenderableType] = [_levels(configuration)]
-    if store is not None:
-        costs = configuration_costs(VariantStore.open(store).manifest, configuration)
+    if store is not None or model is not None:
+        costs = _priced(configuration, store, model)
         found |= {"bits": costs.bits, "bpw": costs.bpw, "size": costs.size}
         parts.insert(
             0, _facts({"bits": f"{costs.bits:.4f}", "bpw": f"{costs.bpw:.4f}", "size": human_bytes(costs.size)})
         )
     return Group(*parts), found
+
+
+def _priced(configuration: Configuration, store: str | None, model: str | None) -> Costs:
+    manifest = VariantStore.open(store).manifest if store is not None else None
+    if model is None:
+        assert manifest is not None
+        if dropped := [site for site, level in configuration.items() if level == DROPPED]:
+            raise UserError(f"{dropped[0]} is dropped, and only the model knows what goes with it; give --model, too")
+        # What is kept costs nothing of its own.
+        return configuration_costs(manifest, {site: level for site, level in configuration.items() if level != KEPT})
+    # Here, because it loads torch, and the rest answers at once.
+    from evoray.model import checkpoint_facts
+    from evoray.run.bare import bare_manifest
+
+    facts = checkpoint_facts(model, allow_partial=True)
+    if manifest is None:
+        if needs_variants(configuration):
+            raise UserError("the configuration has levels of a store; give the --store that prices them")
+        return configuration_costs(bare_manifest(facts), configuration, facts.droppable)
+    manifest.check_made_from(model, facts.weights_digest)
+    return configuration_costs(manifest, configuration, facts.droppable)
 
 
 def _levels(configuration: Mapping[str, str]) -> RenderableType:

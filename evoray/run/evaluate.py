@@ -3,21 +3,22 @@
 Holds: `evaluate`, `Evaluation`.
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from evoray.cluster import open_pool
-from evoray.configuration import Configuration
-from evoray.model import Facts, checkpoint_facts, load_tokenizer
+from evoray.configuration import DROPPED, KEPT, Configuration
+from evoray.model import Droppable, Facts, checkpoint_facts, load_tokenizer
+from evoray.run.bare import bare_manifest
 from evoray.run.judge import Judgement, judge
 from evoray.run.named import configuration_of, with_sources
 from evoray.run.plan import (
     USUAL_SEQUENCE,
     block_length,
     located,
-    quantized_store,
     worker_memory,
     worker_spec,
 )
@@ -25,7 +26,8 @@ from evoray.run.progress import Progress
 from evoray.run.tasks import TaskScore, find_tasks, run_tasks
 from evoray.settings import EvalSettings
 from evoray.space import Costs, configuration_costs, judging_rows
-from evoray.store import Manifest
+from evoray.space.costs import check_configuration
+from evoray.store import VariantStore
 from evoray.tokens import BosPolicy, Role, TextSource, TokenText, read_text, resolve_bos
 
 
@@ -74,23 +76,23 @@ def evaluate(settings: EvalSettings, progress: Progress | None = None) -> Evalua
         configuration = configuration_of(settings.configuration)
     settings = located(with_sources(settings))
     assert settings.model is not None
-    store = quantized_store(settings.store) if settings.store is not None else None
-    manifest = store.manifest if store is not None else None
-    costs = None
-    rows_NL = np.zeros((1, 0), dtype=np.int8)
-    if manifest is not None:
-        rows_NL = np.stack([judging_rows(manifest, {}), judging_rows(manifest, configuration or {})])
-        costs = configuration_costs(manifest, configuration) if configuration is not None else None
+    store = VariantStore.open(settings.store) if settings.store is not None else None
     facts = checkpoint_facts(
         settings.model, settings.revision, settings.trust_remote_code, allow_partial=settings.allow_partial
     )
-    if manifest is not None:
-        manifest.check_made_from(settings.model, facts.weights_digest)
+    costs = None
+    if store is not None:
+        store.manifest.check_made_from(settings.model, facts.weights_digest)
+    if configuration is not None:
+        priced = store.manifest if store is not None else bare_manifest(facts)
+        costs = configuration_costs(priced, configuration, facts.droppable)
+    dropped = _dropped(facts, configuration or {})
+    rows_NL = _rows(store, facts, configuration or {}, dropped)
     tasks = find_tasks(settings, progress) if settings.tasks else None
     text, judged = None, None
     if settings.data is not None:
         text = _text(settings, settings.data, facts)
-        judged = _judged(settings, text, rows_NL, facts, manifest, progress)
+        judged = _judged(settings, text, rows_NL, facts, store, dropped, progress)
     # Last: they have the device to themselves when the workers are gone.
     scores = run_tasks(settings, tasks, facts, store, configuration, progress) if tasks is not None else ()
     return Evaluation(
@@ -102,6 +104,27 @@ def evaluate(settings: EvalSettings, progress: Progress | None = None) -> Evalua
         costs=costs,
         tasks=scores,
     )
+
+
+def _dropped(facts: Facts, configuration: Configuration) -> tuple[Droppable, ...]:
+    """What a configuration drops of a model: the columns that workers need behind the layers."""
+    return tuple(site for site in facts.droppable if configuration.get(site.name) == DROPPED)
+
+
+def _rows(
+    store: VariantStore | None, facts: Facts, configuration: Configuration, dropped: Sequence[Droppable]
+) -> np.ndarray:
+    """The base model's row first, the configuration's last.
+
+    Raises:
+        UserError: sites or levels that there are not.
+    """
+    priced = store.manifest if store is not None else bare_manifest(facts)
+    check_configuration(priced, configuration, facts.droppable)
+    chosen = {site: level for site, level in configuration.items() if level != KEPT}
+    rows_NL = np.stack([judging_rows(priced, {}, dropped), judging_rows(priced, chosen, dropped)])
+    # Without a store workers know no layer to choose a level for.
+    return rows_NL if store is not None else rows_NL[:, len(facts.layers) :]
 
 
 def _text(settings: EvalSettings, data: str, facts: Facts) -> TokenText:
@@ -126,13 +149,16 @@ def _judged(
     text: TokenText,
     rows_NL: np.ndarray,
     facts: Facts,
-    manifest: Manifest | None,
+    store: VariantStore | None,
+    dropped: Sequence[Droppable],
     progress: Progress,
 ) -> list[Judgement]:
     """The base model's judgement first, the configuration's last."""
+    manifest = store.manifest if store is not None else None
+    spec = replace(worker_spec(settings, facts, settings.store), droppable=tuple(site.name for site in dropped))
     started = progress.starting(settings.workers)
     with open_pool(
-        worker_spec(settings, facts, settings.store),
+        spec,
         workers=settings.workers,
         address=settings.address,
         allow_mixed=settings.allow_mixed,

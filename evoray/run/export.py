@@ -7,7 +7,6 @@ from pathlib import Path
 
 from evoray.export import export_hf
 from evoray.run.named import configuration_of, with_sources
-from evoray.run.plan import quantized_store
 from evoray.settings import ExportSettings
 
 
@@ -15,13 +14,11 @@ def run_export(settings: ExportSettings) -> Path:
     """Writes the checkpoint; model, revision and store are those of the run where they are not given.
 
     Raises:
-        UserError: a configuration without a store, or one that does not fit.
+        UserError: a configuration that needs a store and has none, or one that does not fit.
     """
     configuration = configuration_of(settings.configuration)
     settings = with_sources(settings)
     assert settings.model is not None
-    assert settings.store is not None
-    quantized_store(settings.store)
     return export_hf(
         settings.model,
         settings.store,

@@ -2,13 +2,13 @@
 
 Imports nothing heavy, so that `evoray inspect` answers at once.
 
-Holds: `configuration_of`, `read_best`, `run_of`, `with_sources`.
+Holds: `configuration_of`, `needs_variants`, `read_best`, `run_of`, `with_sources`.
 """
 
 import json
 from typing import Any, TypeVar
 
-from evoray.configuration import Configuration, parse_configuration
+from evoray.configuration import BASE, DROPPED, KEPT, Configuration, parse_configuration
 from evoray.errors import UserError
 from evoray.run.directory import BEST
 from evoray.settings import EvalSettings, ExportSettings
@@ -39,6 +39,11 @@ def configuration_of(place: str) -> Configuration:
         ) from None
     except UnicodeDecodeError:
         raise UserError(f"the configuration {place} is no text; give a file of `layer: level` lines") from None
+
+
+def needs_variants(configuration: Configuration) -> bool:
+    """Whether a configuration needs a store: it says more than what is dropped."""
+    return any(level not in (BASE, DROPPED, KEPT) for level in configuration.values())
 
 
 def read_best(run: Location) -> dict[str, Any] | None:
@@ -74,11 +79,15 @@ def with_sources(settings: _S) -> _S:
     """The same with what is not given of model, revision and store: those of the run, or the model of the store.
 
     Raises:
-        UserError: a configuration without a store, or no model anywhere.
+        UserError: a configuration that needs a store and has none, or no model anywhere.
     """
     run = run_of(settings.configuration) if settings.configuration is not None else {}
     store, model, revision = settings.store or run.get("store"), settings.model, settings.revision
-    if store is None and settings.configuration is not None:
+    if (
+        store is None
+        and settings.configuration is not None
+        and needs_variants(configuration_of(settings.configuration))
+    ):
         raise UserError("--store is missing: a configuration file does not say where its variants are")
     if model is None and "model" in run:
         # Model and revision belong together: a revision of one model says nothing of another.
