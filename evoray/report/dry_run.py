@@ -55,7 +55,7 @@ def build_estimate(settings: BuildSettings) -> Table:
     entries = [
         layer_entry(layer.name, layer.block, layer.out_features, layer.in_features, plan.header) for layer in layers
     ]
-    tokens = plan.ground.text.tokens if plan.text is not None else 0
+    tokens = plan.text.tokens if plan.text is not None else 0
     columns = sum(entry.out_features * entry.in_features**2 * len(entry.costs) for entry in entries)
     operations = 2.0 * tokens * (2 * weights + sum(entry.in_features**2 for entry in entries)) + columns
     return _table(
@@ -76,18 +76,19 @@ def search_estimate(settings: SearchSettings) -> Table:
         UserError: the search could not work.
     """
     plan = plan_search(settings)
+    ground, held_out = plan.ground, plan.ground.judge_text
     tokens = plan.generation_tokens * (plan.settings.generations or 0)
-    choices = sum(math.log10(len(gene.levels)) for gene in plan.ground.space.genes)
-    facts = plan.ground.facts
-    hidden = _hidden_size(plan.ground.facts)
+    choices = sum(math.log10(len(gene.levels)) for gene in ground.space.genes)
+    facts = ground.facts
+    hidden = _hidden_size(ground.facts)
     return _table(
         {
-            "genes": f"{len(plan.ground.space.genes)} over {len(plan.ground.manifest.layers)} layers, 10^{choices:.0f} genotypes",
+            "genes": f"{len(ground.space.genes)} over {len(ground.manifest.layers)} layers, 10^{choices:.0f} genotypes",
             "candidate tokens": f"{tokens:,} at most, {plan.generation_tokens:,} a generation",
-            "search text": f"{plan.ground.text.tokens:,} tokens, {len(plan.ground.text.document_digests):,} documents",
-            "held-out text": f"{plan.ground.judge_text.tokens:,} tokens, {len(plan.ground.judge_text.document_digests):,} documents",
-            "teacher": human_bytes(plan.ground.text.tokens * (4 * hidden + 8)) + " of disk at most",
-            "memory": human_bytes(plan.ground.memory) + " of each worker",
+            "search text": f"{ground.text.tokens:,} tokens, {len(ground.text.document_digests):,} documents",
+            "held-out text": f"{held_out.tokens:,} tokens, {len(held_out.document_digests):,} documents",
+            "teacher": human_bytes(ground.text.tokens * (4 * hidden + 8)) + " of disk at most",
+            "memory": human_bytes(ground.memory) + " of each worker",
             "time": _times(2.0 * tokens * facts.parameter_bytes / (4 if facts.dtype == "float32" else 2)),
         }
     )

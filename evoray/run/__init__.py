@@ -9,7 +9,9 @@
 `judge.py`: `judge`: held-out losses of configurations.
 `best.py`: what best.json says.
 `problem.py`: baselines on real losses.
-`build.py`, `baseline.py`, `evaluate.py`, `export.py`: the verbs build, baseline, eval and export. `tasks.py`: lm-eval's tasks.
+`build.py`, `baseline.py`, `evaluate.py`, `export.py`: the verbs build, baseline, eval and export.
+`tasks.py`: lm-eval's tasks.
 `named.py`: `configuration_of`: which configuration a path names.
+`bare.py`: a model without a store. `sites.py`: files that name what may be dropped.
 `progress.py`: what a person sees meanwhile.
 """

@@ -13,17 +13,12 @@ from evoray.cluster import open_pool
 from evoray.configuration import DROPPED, KEPT, Configuration
 from evoray.model import Droppable, Facts, checkpoint_facts, load_tokenizer
 from evoray.run.bare import bare_manifest
+from evoray.run.ground import USUAL_SEQUENCE, block_length
 from evoray.run.judge import Judgement, judge
 from evoray.run.named import configuration_of, with_sources
-from evoray.run.plan import (
-    USUAL_SEQUENCE,
-    block_length,
-    located,
-    worker_memory,
-    worker_spec,
-)
 from evoray.run.progress import Progress
 from evoray.run.tasks import TaskScore, find_tasks, run_tasks
+from evoray.run.workers import located, worker_memory, worker_spec
 from evoray.settings import EvalSettings
 from evoray.space import Costs, configuration_costs, judging_rows
 from evoray.space.costs import check_configuration

@@ -18,7 +18,7 @@ from evoray.fitness import Fitness
 from evoray.model import Facts, checkpoint_facts, load_tokenizer
 from evoray.run.bare import bare_manifest
 from evoray.run.directory import SETTINGS
-from evoray.run.named import site_list
+from evoray.run.sites import site_list
 from evoray.run.workers import located, worker_memory, worker_spec
 from evoray.settings import BaselineSettings, ChoiceSettings, Preset, SearchSettings, load_settings
 from evoray.space import (

@@ -13,9 +13,10 @@ from evoray.configuration import DROPPED
 from evoray.errors import UserError
 from evoray.evolve import LevelSwitch, OnePlusLambda, Rung, rungs
 from evoray.run.ground import Ground, plan_ground
-from evoray.run.named import as_blocks, configuration_of, is_configuration, resolve_sites
+from evoray.run.named import as_blocks, configuration_of, resolve_sites
 from evoray.settings import MutationRule, Preset, SearchSettings
 from evoray.space import Genotype
+from evoray.store import Location
 
 USUAL_GENERATIONS = 150
 
@@ -136,7 +137,7 @@ def _generations(settings: SearchSettings, ground: Ground) -> int:
 
 def _baseline(settings: SearchSettings) -> str | None:
     """The baseline that `--init` names; a file of that name comes first."""
-    if settings.init is None or is_configuration(settings.init) or settings.init not in BASELINES:
+    if settings.init is None or settings.init not in BASELINES or Location.parse(settings.init).exists():
         return None
     return settings.init
 

@@ -116,8 +116,8 @@ def depth_space(manifest: PricedManifest, wanted: Wanted) -> Space:
     return Space(
         genes=counted,
         limit=limit,
-        sites=tuple(layer.name for layer in manifest.layers) + tuple(site.name for unit in units for site in unit),
-        labels=((),) * len(manifest.layers) + ((DROPPED,),) * sum(map(len, units)),
+        sites=tuple(site.name for unit in units for site in unit),
+        labels=((DROPPED,),) * sum(map(len, units)),
         weights=weights,
         other_bytes=other_bytes,
         further=further,

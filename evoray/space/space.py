@@ -37,7 +37,7 @@ class Space:
     Attributes:
         genes: the decisions, in the order of their first sites.
         limit: the largest total cost a legal genotype may have in the first budget, in its unit.
-        sites: names of all layers of the manifest, in its order, then of sites that can be dropped: columns of `rows`.
+        sites: names of all layers of the store, in its order, then of sites that can be dropped: columns of `rows`.
         labels: for each site the levels that its row entries point into.
         weights: compressible weights, for reports.
         other_bytes: bytes of the checkpoint outside of what genes and `fixed` count, for reports.

@@ -320,7 +320,7 @@ def test_a_search_goes_on_beside_a_candidate_that_kills_workers(
     journal = Journal(Location.parse(str(tmp_path / "healthy")))
     first = journal.evaluations(journal.rows[1]).to_pylist()
     loser = next(tuple(entry["genotype"]) for entry in first if tuple(entry["genotype"]) != journal.rows[1].winner)
-    space = plan_search(material.settings(tmp_path / "healthy")).space
+    space = plan_search(material.settings(tmp_path / "healthy")).ground.space
     marks = tmp_path / "marks"
     marks.mkdir()
     cls = actor(DiesAtRow, marks, poison=tuple(space.rows([loser])[0].tolist()))

@@ -65,7 +65,9 @@ def test_a_fixed_race_is_the_slow_loop(data, count, parent_is, stages):
     survivors = sorted(data.draw(st.sets(st.integers(2, 6), min_size=stages - 1, max_size=stages - 1)), reverse=True)
     stages = rungs([*survivors, 1], range(1, stages + 1))
     table = {(r, g): data.draw(LOSSES) for r in range(len(stages)) for g in [*offspring, PARENT]}
-    asked, result = play(FixedRace(offspring, [] if parent is None else [parent], stages), lambda rung, g: table[rung, g])
+    asked, result = play(
+        FixedRace(offspring, [] if parent is None else [parent], stages), lambda rung, g: table[rung, g]
+    )
     winner, fitness = slow_reference(offspring, parent, stages, lambda rung, g: table[rung, g])
     assert (result.winner, result.fitness) == (winner, fitness)
     assert [m.tokens for m in asked] == [stages[m.rung].tokens for m in asked]

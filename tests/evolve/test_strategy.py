@@ -147,9 +147,9 @@ def test_generations_end_it(space_of):
 def test_a_policy_of_races_can_be_put_in(space_of):
     made = []
 
-    def one_rung(offspring, parent, stages):
-        made.append(parent)
-        return FixedRace(offspring, parent, stages[-1:])
+    def one_rung(offspring, parents, stages):
+        made.extend(parents)
+        return FixedRace(offspring, parents, stages[-1:])
 
     strategy = make(space_of([[2, 3, 4]] * 6, 18, level="1"), race=one_rung)
     assert strategy.ask().ask().tokens == 16

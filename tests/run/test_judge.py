@@ -18,7 +18,7 @@ from evoray.tokens import TokenText, all_batches
 
 @pytest.fixture(scope="module")
 def text(material: Material) -> TokenText:
-    return plan_search(material.settings("unused", sequence_length=40)).judge_text
+    return plan_search(material.settings("unused", sequence_length=40)).ground.judge_text
 
 
 def reference(material: Material, text: TokenText, row: np.ndarray) -> tuple[float, float, np.ndarray]:

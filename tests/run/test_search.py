@@ -18,8 +18,9 @@ from evoray.model import checkpoint_facts
 from evoray.run.evaluate import evaluate
 from evoray.run.journal import GenerationRow, Journal
 from evoray.run.judge import judge
-from evoray.run.plan import located, plan_search, worker_spec
+from evoray.run.plan import plan_search
 from evoray.run.search import search
+from evoray.run.workers import located, worker_spec
 from evoray.settings import EvalSettings
 from evoray.store import Location
 
@@ -57,7 +58,7 @@ def test_losses_that_are_no_numbers_rank_last(
     breaks(broken, value)
     settings = material.settings(tmp_path, survivors=(4, 1), generations=5)
     found = search(settings)
-    space = plan_search(settings).space
+    space = plan_search(settings).ground.space
     journal = Journal(Location.parse(str(tmp_path)))
     spoiled = 0
     for row in journal.rows:
@@ -103,7 +104,7 @@ def test_top_tokens_decide_a_search_and_are_part_of_what_it_is(
         assert all(0 < row.fitness <= row.parent_fitness for row in rows[1:])
         # Judged over the whole vocabulary, whatever the search looked at.
         plan = plan_search(material.settings(tmp_path, **wanted))
-        judged = judge(own, plan.space.rows([rows[-1].winner]), plan.judge_text, tokens_per_pass=128)
+        judged = judge(own, plan.ground.space.rows([rows[-1].winner]), plan.ground.judge_text, tokens_per_pass=128)
         assert best["held_out"]["candidates"]["found"]["kl"] == judged[0].kl
         with pytest.raises(UserError, match="top_k: 3 there, 4 now"):
             search(material.settings(tmp_path, **wanted | {"top_k": 4}))
@@ -133,7 +134,7 @@ def test_relative_paths_are_made_absolute_once(
 ) -> None:
     monkeypatch.chdir(Path(material.model).parent)
     settings = material.settings(tmp_path / "run", generations=0, model="model", store="./store", data="text.jsonl")
-    spec = plan_search(settings).spec
+    spec = plan_search(settings).ground.spec
     assert (spec.model, spec.store) == (material.model, material.store)
     best = search(settings).best
     assert (best["model"], best["store"]) == (material.model, material.store)
@@ -162,7 +163,7 @@ def test_workers_load_the_commit_that_the_driver_saw(material: Material) -> None
 def test_best_is_what_the_journal_says_after_every_generation(
     material: Material, pool: LocalPool, tmp_path: Path
 ) -> None:
-    space = plan_search(material.settings(tmp_path)).space
+    space = plan_search(material.settings(tmp_path)).ground.space
 
     class Checks(Told):
         def generation(self, row: GenerationRow, generations: int) -> None:

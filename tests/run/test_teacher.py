@@ -36,7 +36,7 @@ class Counting(LocalPool):
 
 @pytest.fixture(scope="module")
 def text(material: Material) -> TokenText:
-    return plan_search(material.settings("unused")).text
+    return plan_search(material.settings("unused")).ground.text
 
 
 @pytest.fixture(scope="module")
