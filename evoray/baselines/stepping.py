@@ -14,7 +14,7 @@ from evoray.space import Genotype, Space
 
 _SHARE = 8
 """Greedy takes one in so many of the possible steps a round: one at a time would measure all genes for every step, and
-for 224 layers of five levels and a middle target that is 100000 genotypes; so it is about 8000."""
+for 224 layers of five levels and a middle target that is 100000 genotypes; so it is about 4000."""
 
 
 def greedy(problem: Problem) -> Genotype:
