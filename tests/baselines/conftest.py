@@ -50,6 +50,13 @@ def joint(costs, blocks, limit, *, number=None):
     return Space(tuple(genes), limit, sites, tuple(labels), weights=100, further=further, freed=number is None)
 
 
+def levels(costs, limit):
+    """Genes of one layer each, in a block each."""
+    labels = tuple(tuple(map(str, range(len(each)))) for each in costs)
+    genes = tuple(Gene(f"g{n}", n, (f"g{n}",), labels[n], *(tuple(each),) * 3) for n, each in enumerate(costs))
+    return Space(genes, limit, tuple(gene.name for gene in genes), labels, weights=100)
+
+
 def every(space):
     return [each for each in product(*(range(len(gene.levels)) for gene in space.genes)) if space.is_legal(each)]
 
@@ -99,7 +106,7 @@ def made():
         pass
 
     found = Made()
-    for each in (drop_gene, depth, joint, every, Measured, losses_of):
+    for each in (drop_gene, depth, joint, levels, every, Measured, losses_of):
         setattr(found, each.__name__, each)
     found.problem = make_problem
     return found

@@ -1,5 +1,7 @@
 """The best of random genotypes, and how baselines are found."""
 
+from dataclasses import replace
+
 import pytest
 
 from evoray.baselines import BASELINES, find_baseline
@@ -38,3 +40,14 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_all():
     with pytest.raises(UserError, match="did you mean uniform") as raised:
         find_baseline("unifrom")
     assert all(name in str(raised.value) for name in BASELINES)
+
+
+@pytest.mark.parametrize("name", ["greedy", "dp"])
+def test_what_deviates_too_far_is_refused_in_one_line(name, made):
+    space = replace(made.levels([[1, 2, 3]] * 4, 8), center=(1,) * 4, max_deviation=0)
+    errors = {gene.name: {"0": 3.0, "1": 2.9, "2": 0.0} for gene in space.genes}
+    values = [3.0, 2.9, 0.0]
+    problem = made.problem(space, lambda genotype: sum(values[index] for index in genotype), errors=errors)
+    with pytest.raises(UserError, match=f"{name} deviates by 4 steps and --max-total-deviation is 0"):
+        find_baseline(name)(problem)
+    assert find_baseline("brute-force")(problem) == (1,) * 4
