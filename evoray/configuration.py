@@ -1,9 +1,16 @@
 """Configurations as people read and write them: `layer: level`, a line each.
 
-Holds: `BASE`, `DROPPED`, `KEPT`, `Configuration`, `parse_configuration`, `configuration_text`.
+Holds: `BASE`, `DROPPED`, `KEPT`, `Configuration`, `parse_configuration`, `configuration_text`, `DEPTH_WORDS`,
+`alias`, `alias_of`.
+
+Texts of EvoPress are read, too. Its levels are written like ours. Its depth files have a line for each block, one of
+`none`, `attn`, `mlp` and `attn+mlp`, and name no module. So their sites have aliases, two for each block:
+`blocks.3.attn` and `blocks.3.mlp`, dropped or kept; who knows the model puts its names in their place
+(`evoray.run.named.resolve_sites`).
 """
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,8 +29,30 @@ Configuration = dict[str, str]
 """Site -> level. A site is a layer, or a sublayer or block; one that is not named stays as it is in the base model."""
 
 
+DEPTH_WORDS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "attn": ("attn",),
+    "mlp": ("mlp",),
+    "attn+mlp": ("attn", "mlp"),
+}
+"""What a line of EvoPress's depth files drops of its block."""
+
+_ALIAS = re.compile(r"blocks\.(0|[1-9][0-9]*)\.(attn|mlp)")
+
+
+def alias(block: int, kind: str) -> str:
+    """The name for all sublayers of a kind, `attn` or `mlp`, in a block, where the model's own names are not known."""
+    return f"blocks.{block}.{kind}"
+
+
+def alias_of(site: str) -> tuple[int, str] | None:
+    """Block and kind of an alias; None for any other name."""
+    found = _ALIAS.fullmatch(site)
+    return (int(found[1]), found[2]) if found else None
+
+
 def parse_configuration(text: str, origin: str = "configuration") -> Configuration:
-    """Reads `layer: level` lines, or JSON: such an object, or one that holds it under "configuration".
+    """Reads `layer: level` lines, a depth file of EvoPress, or JSON: an object, or one with it under "configuration".
 
     Args:
         text: what the file holds. Blank lines and lines that begin with `#` are skipped.
@@ -35,6 +64,14 @@ def parse_configuration(text: str, origin: str = "configuration") -> Configurati
     stripped = text.removeprefix("\ufeff").lstrip()  # some editors put a byte order mark first
     if stripped.startswith("{"):
         return _from_json(stripped, origin)
+    lines = [line.strip() for line in stripped.splitlines()]
+    words = [line for line in lines if line and not line.startswith("#")]
+    if words and all(word in DEPTH_WORDS for word in words):
+        return {
+            alias(block, kind): DROPPED if kind in DEPTH_WORDS[word] else KEPT
+            for block, word in enumerate(words)
+            for kind in ("attn", "mlp")
+        }
     configuration: Configuration = {}
     for number, line in enumerate(text.removeprefix("\ufeff").splitlines(), start=1):
         line = line.strip()

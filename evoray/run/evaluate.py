@@ -14,7 +14,7 @@ from evoray.configuration import DROPPED, KEPT, Configuration
 from evoray.model import Droppable, Facts, checkpoint_facts, load_tokenizer
 from evoray.run.bare import bare_manifest
 from evoray.run.judge import Judgement, judge
-from evoray.run.named import configuration_of, with_sources
+from evoray.run.named import configuration_of, resolve_sites, with_sources
 from evoray.run.plan import (
     USUAL_SEQUENCE,
     block_length,
@@ -84,6 +84,7 @@ def evaluate(settings: EvalSettings, progress: Progress | None = None) -> Evalua
     if store is not None:
         store.manifest.check_made_from(settings.model, facts.weights_digest)
     if configuration is not None:
+        configuration = resolve_sites(configuration, facts.droppable)
         priced = store.manifest if store is not None else bare_manifest(facts)
         costs = configuration_costs(priced, configuration, facts.droppable)
     dropped = _dropped(facts, configuration or {})

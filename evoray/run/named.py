@@ -2,16 +2,19 @@
 
 Imports nothing heavy, so that `evoray inspect` answers at once.
 
-Holds: `configuration_of`, `needs_variants`, `read_best`, `run_of`, `with_sources`.
+Holds: `configuration_of`, `needs_variants`, `resolve_sites`, `as_blocks`, `read_best`, `run_of`, `with_sources`.
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from evoray.configuration import BASE, DROPPED, KEPT, Configuration, parse_configuration
+from evoray.configuration import BASE, DROPPED, KEPT, Configuration, alias_of, parse_configuration
 from evoray.errors import UserError
 from evoray.run.directory import BEST
 from evoray.settings import EvalSettings, ExportSettings
+from evoray.space import PricedDroppable
+from evoray.space.depth import BLOCK
 from evoray.store import Location, VariantStore
 
 _S = TypeVar("_S", EvalSettings, ExportSettings)
@@ -44,6 +47,61 @@ def configuration_of(place: str) -> Configuration:
 def needs_variants(configuration: Configuration) -> bool:
     """Whether a configuration needs a store: it says more than what is dropped."""
     return any(level not in (BASE, DROPPED, KEPT) for level in configuration.values())
+
+
+def resolve_sites(configuration: Configuration, droppable: Sequence[PricedDroppable]) -> Configuration:
+    """The same with the model's own names in the place of aliases (see `evoray.configuration`).
+
+    Args:
+        configuration: site -> level.
+        droppable: the model's sublayers and blocks.
+
+    Raises:
+        UserError: it speaks of more or fewer blocks than there are, or drops of a block what that has not.
+    """
+    known = {site.name for site in droppable}
+    aliases = {site: found for site in configuration if site not in known and (found := alias_of(site)) is not None}
+    if not aliases:
+        return configuration
+    blocks = {site.block for site in droppable}
+    spoken = {block for block, _ in aliases.values()}
+    if spoken != blocks:
+        raise UserError(
+            f"the configuration speaks of {len(spoken)} blocks up to number {max(spoken)}, the model has {len(blocks)}"
+            "; give one with a line for each block of this model"
+        )
+    resolved: Configuration = {}
+    for site, level in configuration.items():
+        if site not in aliases:
+            resolved[site] = level
+            continue
+        block, kind = aliases[site]
+        names = [each.name for each in droppable if (each.block, each.kind) == (block, kind)]
+        if not names and level != KEPT:
+            there = ", ".join(each.name for each in droppable if each.block == block)
+            raise UserError(f"the configuration says {level} of {kind} in block {block}, which has none but {there}")
+        resolved |= dict.fromkeys(names, level)
+    return resolved
+
+
+def as_blocks(configuration: Configuration, droppable: Sequence[PricedDroppable]) -> Configuration:
+    """The same for spaces of whole blocks: a block whose sublayers are all dropped, or all kept, is that itself.
+
+    Args:
+        configuration: site -> level, in the model's own names.
+        droppable: the model's sublayers and blocks.
+
+    Returns:
+        Blocks of which a part is dropped stay as they are: no space of whole blocks takes them.
+    """
+    found = dict(configuration)
+    for block in (site for site in droppable if site.kind == BLOCK):
+        parts = [site.name for site in droppable if site.block == block.block and site.kind != BLOCK]
+        levels = {found.get(name) for name in parts}
+        if levels in ({DROPPED}, {KEPT}):
+            found[block.name] = DROPPED if found.get(block.name) == DROPPED else str(levels.pop())
+            found = {site: level for site, level in found.items() if site not in parts}
+    return found
 
 
 def read_best(run: Location) -> dict[str, Any] | None:
