@@ -287,7 +287,7 @@ def _eval(settings: EvalSettings, as_json: bool) -> None:
 
 @_verb(ExportSettings, "export", "evoray export --configuration run --out model-3bit")
 def _export(settings: ExportSettings) -> None:
-    """Write a checkpoint of a configuration."""
+    """Write a checkpoint of a configuration, or the texts that EvoPress reads."""
     from evoray.run.export import run_export
 
     _show(f"wrote {run_export(settings)}")

@@ -457,16 +457,20 @@ class EvalSettings(ModelSettings, TextSettings, WorkSettings):
 
 
 class ExportSettings(Settings):
-    """`evoray export`: a checkpoint of a configuration."""
+    """`evoray export`: a checkpoint of a configuration, or the text files that other programs read."""
 
-    format: Literal["hf"] = Field("hf", description="hf: dequantized weights that transformers loads as they are.")
+    format: Literal["hf", "evopress"] = Field(
+        "hf",
+        description="hf: dequantized weights that transformers loads as they are; evopress: the texts that EvoPress's "
+        "programs read, levels and dropped sublayers.",
+    )
     model: str | None = Field(None, description="Model. Default: the one of the run or store.")
     revision: str | None = Field(None, description="Branch, tag or commit of the model on the hub.")
     trust_remote_code: bool = Field(False, description="Let the checkpoint's own Python run.")
     allow_partial: bool = Field(False, description="Accept models with less than 90% of their weights in reach.")
     store: str | None = Field(None, description="The variants. Default: the store of the run.")
     configuration: str = Field(description="A file of `layer: level` lines, a best.json, or a run folder.")
-    out: str = Field(description="Folder of the checkpoint; must not hold another one.")
+    out: str = Field(description="Folder of what is written; must not hold another one.")
 
 
 _PAPER = {"offspring": 128, "survivors": (16, 4, 1), "tokens": (2048, 16384, 131072), "switches": 3}

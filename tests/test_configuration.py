@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evoray.configuration import configuration_text, parse_configuration
+from evoray.configuration import alias, alias_of, configuration_text, parse_configuration
 from evoray.errors import UserError
 
 NAMES = st.from_regex(r"[a-z_0-9]{1,6}(\.[a-z_0-9:]{1,6}){0,3}", fullmatch=True).filter(
@@ -49,3 +49,22 @@ def test_what_is_no_configuration(text: str, said: str) -> None:
         parse_configuration(text, "here")
     assert said in str(caught.value)
     assert str(caught.value).startswith("here")
+
+
+@given(st.lists(st.sampled_from(["none", "attn", "mlp", "attn+mlp"]), min_size=1))
+def test_depth_files_of_evopress(lines: list[str]) -> None:
+    found = parse_configuration("".join(f"{line}\n" for line in lines))
+    assert found == {
+        f"blocks.{block}.{kind}": "dropped" if kind in line.split("+") else "kept"
+        for block, line in enumerate(lines)
+        for kind in ("attn", "mlp")
+    }
+    assert parse_configuration(configuration_text(found)) == found
+
+
+def test_negative_levels_and_aliases() -> None:
+    assert parse_configuration("a.b: -3\na.c: 0\n") == {"a.b": "-3", "a.c": "0"}
+    assert alias_of(alias(12, "mlp")) == (12, "mlp")
+    assert [alias_of(name) for name in ("x.blocks.1.mlp", "blocks.01.mlp", "blocks.1.norm")] == [None] * 3
+    with pytest.raises(UserError, match="line 2: 'attn-mlp' is not"):
+        parse_configuration("a: none\nattn-mlp\n")

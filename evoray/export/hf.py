@@ -1,18 +1,16 @@
 """A transformers checkpoint with dequantized weights.
 
-Holds: `export_hf`.
+Holds: `export_hf`, `layers_of`.
 """
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from evoray.configuration import BASE, DROPPED, KEPT, Configuration, configuration_text
-from evoray.errors import EvorayError, UserError
+from evoray.errors import UserError
+from evoray.export.folder import appearing, new_folder
 from evoray.formats import dense_weight
 from evoray.model import (
     DropKind,
@@ -23,6 +21,7 @@ from evoray.model import (
     load_tokenizer,
     quiet_transformers,
 )
+from evoray.run.named import resolve_sites
 from evoray.space.costs import check_configuration
 from evoray.store import VariantStore
 
@@ -59,43 +58,23 @@ def export_hf(
     Raises:
         UserError: the folder holds something, the store is of another model, or the configuration does not fit.
     """
-    target = Path(out).expanduser().absolute()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"--out {out} holds something already; give a new folder")
+    target = new_folder(out)
     variants = None if store is None else VariantStore.open(store)
     facts = checkpoint_facts(model, revision, trust_remote_code, allow_partial=allow_partial)
-    layers = _layers_of(facts, configuration)
+    configuration = resolve_sites(configuration, facts.droppable)
+    layers = layers_of(facts, configuration)
     if variants is not None:
         check_configuration(variants.manifest, layers)
         variants.manifest.check_made_from(model, facts.weights_digest)
     elif layers:
         name, level = next(iter(layers.items()))
         raise UserError(f"the configuration has {name} at level {level}; give the --store of its variants")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the target, so that the last step is a rename.
-        stage = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    except OSError as error:
-        raise UserError(f"--out {out} can't be written: {error.strerror}; give another folder") from None
-    try:
+    with appearing(target) as stage:
         _write(stage, facts, variants, configuration, model, revision, trust_remote_code, allow_partial)
-        if target.exists():
-            target.rmdir()
-        # Temporary folders and safetensors files come closed to others; a checkpoint is as open as any new file.
-        mask = os.umask(0)
-        os.umask(mask)
-        stage.chmod(0o777 & ~mask)
-        for file in stage.rglob("*"):
-            file.chmod((0o777 if file.is_dir() else 0o666) & ~mask)
-        stage.rename(target)
-    except OSError as error:
-        raise EvorayError(f"--out {out} can't be written: {error.strerror}") from None
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
     return target
 
 
-def _layers_of(facts: Facts, configuration: Configuration) -> Configuration:
+def layers_of(facts: Facts, configuration: Configuration) -> Configuration:
     """What of a configuration is to be found in a store; sees that the rest are sites that can be dropped.
 
     Raises:

@@ -15,7 +15,7 @@ from evoray.configuration import DROPPED, KEPT, Configuration
 from evoray.errors import UserError
 from evoray.run.directory import BEST, IDENTITY
 from evoray.run.journal import Journal
-from evoray.run.named import configuration_of, needs_variants, read_best
+from evoray.run.named import configuration_of, needs_variants, read_best, resolve_sites
 from evoray.space import Costs, configuration_costs
 from evoray.store import Location, Manifest, VariantStore
 from evoray.store.manifest import BUILDING, MANIFEST
@@ -194,6 +194,7 @@ def _priced(configuration: Configuration, store: str | None, model: str | None) 
     from evoray.run.bare import bare_manifest
 
     facts = checkpoint_facts(model, allow_partial=True)
+    configuration = resolve_sites(configuration, facts.droppable)
     if manifest is None:
         if needs_variants(configuration):
             raise UserError("the configuration has levels of a store; give the --store that prices them")

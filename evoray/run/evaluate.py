@@ -15,7 +15,7 @@ from evoray.model import Droppable, Facts, checkpoint_facts, load_tokenizer
 from evoray.run.bare import bare_manifest
 from evoray.run.ground import USUAL_SEQUENCE, block_length
 from evoray.run.judge import Judgement, judge
-from evoray.run.named import configuration_of, with_sources
+from evoray.run.named import configuration_of, resolve_sites, with_sources
 from evoray.run.progress import Progress
 from evoray.run.tasks import TaskScore, find_tasks, run_tasks
 from evoray.run.workers import located, worker_memory, worker_spec
@@ -79,6 +79,7 @@ def evaluate(settings: EvalSettings, progress: Progress | None = None) -> Evalua
     if store is not None:
         store.manifest.check_made_from(settings.model, facts.weights_digest)
     if configuration is not None:
+        configuration = resolve_sites(configuration, facts.droppable)
         priced = store.manifest if store is not None else bare_manifest(facts)
         costs = configuration_costs(priced, configuration, facts.droppable)
     dropped = _dropped(facts, configuration or {})
