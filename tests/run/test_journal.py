@@ -49,7 +49,7 @@ def test_races_are_replayed_from_the_files_alone(settings: SearchSettings) -> No
         }
         first = tuple(losses[min(losses)])
         stages = rungs if row["generation"] else (type(rungs[0])(1, rungs[0].tokens),)
-        race = FixedRace(first, parent, stages)
+        race = FixedRace(first, [] if parent is None else [parent], stages)
         while (wanted := race.ask()) is not None:
             assert wanted.genotypes == tuple(losses[wanted.rung]), "the survivors of the rung before"
             cuts = [cut for batch in used[wanted.rung] for cut in batch["cuts"]]
