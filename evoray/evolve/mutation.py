@@ -99,6 +99,10 @@ class LevelSwitch:
         down_G, up_G = space.steps(levels_G)
         budgets_S, costs_S, genes_S = space.step_groups
         inside_SG = space.budget_G == budgets_S[:, None]
+        if space.freed and (space.owner_G >= 0).any():
+            # What a switch frees hangs on its members: dropping it and raising one of them would not be equal.
+            down_G = np.where(space.switches_G, 0, down_G)
+            up_G = np.where(space.switches_G, 0, up_G)
         down_SG, up_SG = inside_SG & (down_G == costs_S[:, None]), inside_SG & (up_G == costs_S[:, None])
         pairs_S = down_SG.sum(axis=1) * up_SG.sum(axis=1) - (down_SG & up_SG).sum(axis=1)
         weights_S = np.where(pairs_S > 0, genes_S, 0)

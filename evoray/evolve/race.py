@@ -48,18 +48,22 @@ class RaceResult:
     """How a race ended.
 
     Attributes:
-        winner: the genotype to go on from.
+        winner: the best genotype to go on from.
         fitness: its loss in nats per token on the last rung; infinite when nothing could be measured.
         parent_fitness: the best parent's on the same rung; None in a race without a parent.
         measured: for each rung, who was measured and with which loss; empty for a rung that was passed over.
-        kept: the survivors of the last rung, the winner first.
+        kept: all who go on, the winner first and then by loss; the winner alone where nothing is given.
     """
 
     winner: Genotype
     fitness: float
     parent_fitness: float | None
     measured: tuple[Measured, ...]
-    kept: tuple[Genotype, ...]
+    kept: tuple[Genotype, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.kept:
+            object.__setattr__(self, "kept", (self.winner,))
 
 
 class Race(Protocol):
@@ -108,9 +112,9 @@ def rungs(survivors: Sequence[int], tokens: Sequence[int], population: int = 1) 
     """Pairs survivors with tokens, as settings give them: `rungs([16, 4, 1], [2048, 16384, 131072])`.
 
     Args:
-        survivors: of each rung.
-        tokens: of each rung.
-        population: how many go on from the last rung.
+        survivors: of each rung; the last are the next population.
+        tokens: that each genotype is measured on.
+        population: how many go on from a generation.
 
     Raises:
         UserError: lists of unequal length or empty, survivors that don't fall to the population, tokens below 1 or
@@ -119,10 +123,12 @@ def rungs(survivors: Sequence[int], tokens: Sequence[int], population: int = 1) 
     named = f"survivors {_listed(survivors)} and tokens {_listed(tokens)}"
     if len(survivors) != len(tokens) or not survivors:
         raise UserError(f"{named} have {len(survivors)} and {len(tokens)} entries; give one of each for every rung")
+    if population < 1:
+        raise UserError(f"a population of {population} leaves nobody to go on from; give 1 or more")
     if any(left <= right for left, right in pairwise(survivors)) or survivors[-1] != population:
-        example = " ".join(str(count * population) for count in (16, 4, 1))
-        last = "1" if population == 1 else f"the population, {population}"
-        raise UserError(f"{named}: survivors must fall from rung to rung and end with {last}, like {example}")
+        like = f"{16 * population} {4 * population} {population}"
+        whole = "" if population == 1 else ", the population"
+        raise UserError(f"{named}: survivors must fall from rung to rung and end with {population}{whole}, like {like}")
     if min(tokens) < 1:
         raise UserError(f"{named}: every rung needs at least 1 token")
     if any(left > right for left, right in pairwise(tokens)):
@@ -138,34 +144,37 @@ class FixedRace:
     """The race of EvoPress (arXiv 2410.14649, algorithm 1): a given number of survivors and tokens on each rung.
 
     Losses are means per token, on a fresh draw of batches per rung; earlier rungs are forgotten. The parents join
-    the last rung, by its position. What the paper leaves open is settled so:
+    the last rung, by its position, and its survivors are the next population. What the paper leaves open is settled so:
 
     - Ties go to the earlier in order, and parents stand first: a child must be strictly better to replace one.
     - A loss that is NaN or infinite ranks last, and never goes on to another rung. When no child is left, the
-      parents alone are measured on the last rung and stay.
+      parents alone are measured on the last rung and stay. Places that nobody with a loss fills are left to parents
+      without one, in their order; so fewer than the last rung's survivors go on only where there were fewer parents.
     - A rung before the last that would drop nobody is passed over; it decides nothing.
     - A parent that is among the offspring races with them, and is on the last rung in any case.
 
     Args:
-        offspring: distinct genotypes; may be empty where there is a parent.
-        parents: distinct, the best so far first; none for a race that only picks the best of its candidates. When none
-            of these can be measured, the first of them wins with infinite fitness.
-        rungs: at least one. The survivors of the last are the next parents.
+        offspring: distinct genotypes; may be empty where there are parents.
+        parents: distinct genotypes, the best first; none for a race that only picks the best of its candidates. When
+            none of these can be measured, the first of them wins with infinite fitness.
+        rungs: at least one. The last names as many survivors as there are parents, or more.
 
     Raises:
-        ValueError: nobody to race, the same genotype twice, or rungs without survivors or tokens.
+        ValueError: nobody to race, the same genotype twice, or rungs that would lose places of the parents.
     """
 
     def __init__(self, offspring: Sequence[Genotype], parents: Sequence[Genotype], rungs: Sequence[Rung]) -> None:
         if not offspring and not parents:
             raise ValueError("a race needs offspring or a parent")
         if len(set(offspring)) != len(offspring) or len(set(parents)) != len(parents):
-            raise ValueError("a genotype is twice among the offspring, or among the parents")
+            raise ValueError("a genotype is twice among the offspring or the parents")
         if not rungs or any(rung.survivors < 1 or rung.tokens < 1 for rung in rungs):
             raise ValueError(f"rungs {list(rungs)} must each have survivors and tokens")
+        if rungs[-1].survivors < len(parents):
+            raise ValueError(f"the last of rungs {list(rungs)} must have as many survivors as there are parents")
         self._parents = tuple(parents)
         self._rungs = tuple(rungs)
-        self._first = [*parents, *offspring][0]
+        self._first = (*self._parents, *offspring)[0]
         self._left = list(offspring)
         self._measured: list[Measured] = []
         self._result: RaceResult | None = None
@@ -220,10 +229,12 @@ class FixedRace:
             self._finish({})
 
     def _finish(self, losses: dict[Genotype, float]) -> None:
-        kept = tuple(self._left) or (self._first,)
-        parent_fitness = min((losses[parent] for parent in self._parents), default=None)
+        unmeasured = [parent for parent in self._parents if parent not in self._left and math.isinf(losses[parent])]
+        kept = tuple([*self._left, *unmeasured][: self._rungs[-1].survivors]) or (self._first,)
+        winner = kept[0]
+        parent_fitness = min(losses[parent] for parent in self._parents) if self._parents else None
         measured = tuple(self._measured) + ((),) * (len(self._rungs) - len(self._measured))
-        self._result = RaceResult(kept[0], losses.get(kept[0], math.inf), parent_fitness, measured, kept)
+        self._result = RaceResult(winner, losses.get(winner, math.inf), parent_fitness, measured, kept)
 
 
 def loss_per_token(losses_NB: NDArray[np.float64], tokens_B: NDArray[Any]) -> list[float]:

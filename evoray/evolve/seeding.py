@@ -9,7 +9,7 @@ from evoray.errors import UserError
 from evoray.space import Genotype, Space
 
 _REPEATS = 100
-"""Genotypes seen before that are drawn in a row before a space counts as exhausted."""
+"""Genotypes seen before that are drawn in a row before a space counts as exhausted; those drawn for one near enough."""
 
 
 def ceiling(space: Space, budget: int = 0) -> Genotype:
@@ -30,6 +30,32 @@ def ceiling(space: Space, budget: int = 0) -> Genotype:
 
 
 def random_legal(space: Space, rng: np.random.Generator) -> Genotype:
+    """A random genotype that keeps every limit.
+
+    Where a space limits the deviation, those beyond are drawn again; after 100 in vain the center is taken, with
+    what the last of them dropped.
+
+    Raises:
+        UserError: not even the center is legal.
+    """
+    genotype = _within_limits(space, rng)
+    if space.max_deviation is None or space.center is None:
+        return genotype
+    for _ in range(_REPEATS):
+        if space.is_legal(genotype):
+            return genotype
+        genotype = _within_limits(space, rng)
+    pairs = zip(space.genes, genotype, space.center, strict=True)
+    genotype = tuple(index if gene.members else middle for gene, index, middle in pairs)
+    if not space.is_legal(genotype):
+        raise UserError(
+            f"no genotype within a deviation of {space.max_deviation} keeps the target; "
+            "allow more, or give another target"
+        )
+    return genotype
+
+
+def _within_limits(space: Space, rng: np.random.Generator) -> Genotype:
     """Starts at the ceiling and takes random genes one level down until the total fits, as the paper does.
 
     What the last step freed beyond need is then given to random genes that can go up within it, for steps here

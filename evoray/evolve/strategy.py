@@ -31,7 +31,7 @@ class Outcome:
         generation: 0 for the race that finds a start.
         winner: the best of those who go on. A list, as it comes out of a journal, becomes a tuple.
         fitness: its loss in nats per token on the last rung; infinite when nothing could be measured.
-        population: all who go on, the winner first; the winner alone where nothing else is said.
+        population: all who go on, the winner first; the winner alone where nothing is given.
     """
 
     generation: int
@@ -40,40 +40,37 @@ class Outcome:
     population: tuple[Genotype, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "winner", tuple(int(index) for index in self.winner))
+        object.__setattr__(self, "winner", _plain(self.winner))
         object.__setattr__(self, "fitness", float(self.fitness))
-        found = tuple(tuple(int(index) for index in genotype) for genotype in self.population) or (self.winner,)
-        object.__setattr__(self, "population", found)
-        if found[0] != self.winner:
-            raise ValueError(f"the winner of generation {self.generation} does not stand first in its population")
+        object.__setattr__(self, "population", tuple(map(_plain, self.population)) or (self.winner,))
 
 
 class OnePlusLambda:
-    """(1 + lambda): the parent and its offspring race, and the winner is the next parent.
-
-    With a population larger than one it is (mu + lambda): each child is of a parent drawn from the population, all
-    parents race, and the best go on.
+    """(1 + lambda): the parent and its offspring race, and the winner is the next parent; or several parents do.
 
     The start is, in this order: the one given; the level that meets the target exactly, in every gene (an integer
-    target in bits); else the best of a race over random legal genotypes, which is generation 0. A larger population
-    begins with that race in any case, with the start, if there is one, among the candidates. Other generations count
-    from 1.
+    target in bits); else the winner of a race over random legal genotypes on the first rung's tokens, which is
+    generation 0. Other generations count from 1.
+
+    With a population of more than one, each offspring is a mutation of a parent drawn uniformly, all parents are on the
+    last rung, and its survivors are the next population. Generation 0 then always races: the start, if there is one,
+    among random legal genotypes, of whom the best go on. There are fewer than asked where a space has hardly more.
 
     It holds no generator: what a generation draws depends only on seed, generation and the parents, so asking again
     gives the same offspring. Offspring are distinct and none is a parent.
 
     Args:
         space: what may be chosen.
-        offspring: how many a generation; fewer where the parent has hardly more neighbours.
+        offspring: how many a generation; fewer where the parents have hardly more neighbours.
         rungs: of each generation's race, see `evoray.evolve.rungs`.
         mutation: makes a child.
         seed: of all draws.
         generations: after how many to stop, the race for the start not counted.
-        initial_candidates: how many random genotypes race for the start.
+        initial_candidates: how many genotypes race for the start.
         start: a legal genotype to start from.
         race: makes the races.
-        population: how many go on from a generation; the last rung must have as many survivors.
-        initial_tokens: of the race for the start; by default those of the first rung.
+        population: how many parents there are; the last rung must have as many survivors.
+        initial_tokens: on how many tokens the race for the start is; by default those of the first rung.
 
     Raises:
         UserError: counts below their least, or a start that is not legal.
@@ -101,11 +98,13 @@ class OnePlusLambda:
             )
         if not rungs:
             raise UserError("a search needs at least one rung; give survivors and tokens")
-        if population < 1 or rungs[-1].survivors != population:
+        if population < 1 or rungs[-1].survivors != population or initial_candidates < population:
             raise UserError(
-                f"a population of {population} must be what the last rung leaves, which is {rungs[-1].survivors}; "
-                "give survivors that end with it"
+                f"population {population} must be 1 or more, the survivors of the last rung ({rungs[-1].survivors}), "
+                f"and at most the initial candidates ({initial_candidates})"
             )
+        if initial_tokens is not None and initial_tokens < 1:
+            raise UserError(f"initial tokens {initial_tokens} measure nothing; give 1 or more")
         if start is not None and not space.is_legal(start):
             raise UserError(f"the start costs {space.cost(start)}, above the limit {space.limit}; give one within it")
         self._space = space
@@ -116,9 +115,10 @@ class OnePlusLambda:
         self._generations = generations
         self._initial_candidates = initial_candidates
         self._race = race
-        self._wanted = population
-        self._initial_tokens = initial_tokens or rungs[0].tokens
+        self._size = population
+        self._initial_tokens = self._rungs[0].tokens if initial_tokens is None else initial_tokens
         self._start = start if start is not None else space.uniform()
+        # More than one parent are always found by a race.
         self._population: tuple[Genotype, ...] = ()
         if self._start is not None and population == 1:
             self._population = (self._start,)
@@ -143,7 +143,7 @@ class OnePlusLambda:
 
     @property
     def population(self) -> tuple[Genotype, ...]:
-        """All whom the next offspring come from, the best first; empty before a start was found."""
+        """All parents, the best first; none before a start was found."""
         return self._population
 
     @property
@@ -164,7 +164,7 @@ class OnePlusLambda:
         if self._generation > self._generations:
             return f"all {self._generations} generations are done"
         if not self._offspring():
-            return f"no legal neighbour of the parent was found in {_REPEATS} draws of generation {self._generation}"
+            return f"no legal neighbour of {self._named} was found in {_REPEATS} draws of generation {self._generation}"
         return None
 
     def ask(self) -> Race:
@@ -174,11 +174,8 @@ class OnePlusLambda:
             RuntimeError: the search has stopped.
         """
         if not self._population:
-            draws = rng(self._seed, 0, Purpose.START)
-            candidates = initial(self._space, self._initial_candidates, draws)
-            if self._start is not None:
-                candidates = (self._start, *(genotype for genotype in candidates if genotype != self._start))
-            return self._race(candidates, (), (Rung(self._wanted, self._initial_tokens),))
+            rung = Rung(self._size, self._initial_tokens)
+            return self._race(self._candidates(), (), (rung,))
         if (reason := self.reason) is not None:
             raise RuntimeError(f"the search has stopped: {reason}")
         return self._race(self._offspring(), self._population, self._rungs)
@@ -191,16 +188,33 @@ class OnePlusLambda:
         """Goes on to the next generation.
 
         Raises:
-            ValueError: the outcome of another generation, or a winner that is not legal.
+            ValueError: the outcome of another generation, a winner that is not legal, or a population that can't be.
         """
         if outcome.generation != self._generation:
             raise ValueError(f"generation {outcome.generation} was told while {self._generation} is expected")
-        if not all(map(self._space.is_legal, outcome.population)) or len(outcome.population) > self._wanted:
+        if not self._space.is_legal(outcome.winner):
             raise ValueError(f"the winner told for generation {outcome.generation} is not legal in this space")
-        self._population = outcome.population
+        whole = outcome.population
+        distinct = len(set(whole)) == len(whole) <= self._size and whole[0] == outcome.winner
+        if not distinct or not all(map(self._space.is_legal, whole)):
+            raise ValueError(
+                f"the population told for generation {outcome.generation} must be at most {self._size} legal "
+                "genotypes, all different and the winner first"
+            )
+        self._population = whole
         self._fitness = outcome.fitness
         self._generation += 1
         self._drawn = None
+
+    @property
+    def _named(self) -> str:
+        return "the parent" if len(self._population) == 1 else f"the {len(self._population)} parents"
+
+    def _candidates(self) -> tuple[Genotype, ...]:
+        drawn = initial(self._space, self._initial_candidates, rng(self._seed, 0, Purpose.START))
+        if self._start is None:
+            return drawn
+        return tuple(dict.fromkeys((self._start, *drawn)))[: self._initial_candidates]
 
     def _offspring(self) -> tuple[Genotype, ...]:
         """Drawn when first needed: telling a long journal draws nothing."""
@@ -209,10 +223,9 @@ class OnePlusLambda:
             found: dict[Genotype, None] = {}
             repeats = 0
             while len(found) < self._count and repeats < _REPEATS:
-                # Nothing is drawn for a population of one.
-                one = len(self._population) == 1
-                parent = self._population[0 if one else int(draws.integers(len(self._population)))]
-                child = self._mutation(self._space, parent, draws)
+                # A single parent takes no draw.
+                number = int(draws.integers(len(self._population))) if len(self._population) > 1 else 0
+                child = self._mutation(self._space, self._population[number], draws)
                 if child is None or child in self._population or child in found:
                     repeats += 1
                 else:
@@ -220,3 +233,7 @@ class OnePlusLambda:
                     repeats = 0
             self._drawn = tuple(found)
         return self._drawn
+
+
+def _plain(genotype: Sequence[int]) -> Genotype:
+    return tuple(int(index) for index in genotype)

@@ -46,7 +46,7 @@ class Space:
         freed: silent genes cost nothing: what a dropped sublayer frees, others can use. Else they cost what they did.
         fixed: layers that no gene decides, for reports.
         center: with `max_deviation`, from where levels are counted.
-        max_deviation: the most steps, over all genes, that a legal genotype is away from `center`.
+        max_deviation: the most steps, over all genes but switches, that a legal genotype is away from `center`.
 
     Raises:
         ValueError: no gene, a site in two genes, sites or levels unknown, a limit below the lowest total, members
@@ -128,10 +128,11 @@ class Space:
         )
 
     def deviation(self, genotype: Sequence[int]) -> int:
-        """Steps away from the center, over all genes; 0 without a center."""
+        """Steps away from the center, over all genes but switches; 0 without a center."""
         if self.center is None:
             return 0
-        return sum(abs(index - middle) for index, middle in zip(genotype, self.center, strict=True))
+        pairs = zip(self.genes, genotype, self.center, strict=True)
+        return sum(abs(index - middle) for gene, index, middle in pairs if not gene.members)
 
     def uniform(self, level: str | None = None) -> Genotype | None:
         """Every gene at one level, and nothing dropped that need not be.

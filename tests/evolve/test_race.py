@@ -171,18 +171,8 @@ def test_misuse_is_named():
         FixedRace([(0,), (0,)], [], [Rung(1, 8)])
     with pytest.raises(ValueError, match="offspring or a parent"):
         FixedRace([], [], [Rung(1, 8)])
-    with pytest.raises(ValueError, match="survivors and tokens"):
-        FixedRace([(0,)], [], [Rung(0, 8)])
-
-
-def test_a_population_keeps_the_best_of_parents_and_children():
-    parents, children = [(0,), (1,)], [(2,), (3,), (4,)]
-    losses = {(0,): 3.0, (1,): 2.0, (2,): 1.0, (3,): 2.0, (4,): math.nan}
-    _, result = play(FixedRace(children, parents, rungs([3, 2], [8, 16], 2)), lambda rung, g: losses[g])
-    # Of equal losses the parent's stands first.
-    assert (result.winner, result.kept, result.parent_fitness) == ((2,), ((2,), (1,)), 2.0)
-    with pytest.raises(UserError, match="population, 2"):
-        rungs([4, 1], [8, 16], 2)
+    with pytest.raises(ValueError, match="as many survivors as there are parents"):
+        FixedRace([], [(0,), (1,)], [Rung(1, 8)])
 
 
 @pytest.mark.parametrize(
@@ -205,3 +195,31 @@ def test_rungs_that_make_no_race_are_refused(survivors, tokens, says):
 def test_rungs_whose_tokens_fall_are_refused():
     with pytest.raises(UserError, match="300 200: tokens must not fall"):
         rungs([4, 1], [300, 200])
+
+
+def test_all_parents_join_the_last_rung_and_its_best_are_the_next_population():
+    parents = [(8, 8), (9, 9)]
+    losses = {(0, 0): 3.0, (1, 0): 1.0, (2, 0): 2.0, (8, 8): 2.0, (9, 9): 1.5}
+    asked, result = play(
+        FixedRace([(0, 0), (1, 0), (2, 0)], parents, [Rung(2, 8), Rung(2, 16)]), lambda r, g: losses[g]
+    )
+    assert asked[-1].genotypes == (*parents, (1, 0), (2, 0))
+    assert result.kept == ((1, 0), (9, 9))
+    assert (result.winner, result.fitness, result.parent_fitness) == ((1, 0), 1.0, 1.5)
+
+
+def test_ties_keep_parents_and_parents_without_a_loss_fill_places_that_nobody_else_does():
+    parents, stages = [(8, 8), (9, 9)], [Rung(2, 8)]
+    assert play(FixedRace([(0, 0)], parents, stages), lambda r, g: 1.0)[1].kept == tuple(parents)
+    assert play(FixedRace([(0, 0)], parents, stages), lambda r, g: math.inf)[1].kept == tuple(parents)
+    known = {(0, 0): 7.0}
+    result = play(FixedRace([(0, 0), (1, 0)], parents, stages), lambda r, g: known.get(g, math.nan))[1]
+    assert (result.kept, result.parent_fitness) == (((0, 0), (8, 8)), math.inf)
+
+
+def test_the_last_survivors_are_the_population():
+    assert rungs([8, 2], [1, 2], 2) == (Rung(8, 1), Rung(2, 2))
+    with pytest.raises(UserError, match=r"survivors 8 1 .*end with 2, the population, like 32 8 2"):
+        rungs([8, 1], [1, 2], population=2)
+    with pytest.raises(UserError, match="population of 0"):
+        rungs([8, 1], [1, 2], population=0)

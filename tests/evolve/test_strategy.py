@@ -1,6 +1,6 @@
 import json
 from dataclasses import asdict
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evoray.errors import UserError
-from evoray.evolve import FixedRace, LevelSwitch, OnePlusLambda, Outcome, Rung, rungs
+from evoray.evolve import FixedRace, LevelSwitch, OnePlusLambda, Outcome, rungs
 
 STAGES = rungs([4, 1], [8, 16])
 
@@ -148,12 +148,12 @@ def test_a_policy_of_races_can_be_put_in(space_of):
     made = []
 
     def one_rung(offspring, parents, stages):
-        made.extend(parents)
+        made.append(parents)
         return FixedRace(offspring, parents, stages[-1:])
 
     strategy = make(space_of([[2, 3, 4]] * 6, 18, level="1"), race=one_rung)
     assert strategy.ask().ask().tokens == 16
-    assert made == [strategy.parent]
+    assert made == [(strategy.parent,)]
 
 
 def test_misuse_is_named(space_of):
@@ -175,44 +175,69 @@ def test_misuse_is_named(space_of):
             make(space, **change)
 
 
-def test_a_population_draws_its_parents_and_keeps_its_best(space_of):
-    space = space_of([[2, 3, 4]] * 12, 30)
-    loss_of = table_of(space, 5)
+@settings(max_examples=40, deadline=None)
+@given(st.data(), st.integers(0, 2**32), st.booleans(), st.integers(2, 4))
+def test_populations_are_distinct_legal_and_never_get_worse(any_space, data, seed, equal_steps, population):
+    space = data.draw(any_space)
+    stages = rungs([population + 2, population], [8, 16], population)
+    strategy = make(
+        space, seed=seed, rungs=stages, mutation=LevelSwitch(equal_steps), generations=4, population=population
+    )
+    loss_of = table_of(space, seed)
+    told, asked = drive(strategy, loss_of)
+    assert told[0].generation == 0
+    assert strategy.population == told[-1].population
+    for outcome in told:
+        assert len(set(outcome.population)) == len(outcome.population) <= population
+        assert outcome.winner == outcome.population[0]
+        assert all(map(space.is_legal, outcome.population))
+        losses = list(map(loss_of, outcome.population))
+        assert losses == sorted(losses)
+    for before, after in pairwise(told):
+        mine = [m for generation, m in asked if generation == after.generation]
+        assert set(before.population) <= set(mine[-1].genotypes)
+        assert mine[0].rung or not set(before.population) & set(mine[0].genotypes)
+        # Elitism without noise: the best of the last rung go on.
+        assert list(after.population) == sorted(mine[-1].genotypes, key=loss_of)[:population]
 
-    def fresh():
-        return OnePlusLambda(
-            space,
-            offspring=6,
-            rungs=(Rung(4, 8), Rung(3, 16)),
-            mutation=LevelSwitch(),
-            seed=0,
-            generations=5,
-            initial_candidates=10,
-            population=3,
-            initial_tokens=32,
-        )
 
-    strategy, told = fresh(), []
+def test_a_start_races_among_random_ones_for_a_larger_population(space_of):
+    space = space_of([[2, 3, 4]] * 8, 24, level="1")
+    stages = rungs([4, 3], [8, 16], 3)
+    strategy = make(space, rungs=stages, population=3, initial_tokens=5, initial_candidates=10)
+    assert (strategy.generation, strategy.parent, strategy.population, strategy.stop) == (0, None, (), False)
     measurement = strategy.ask().ask()
-    assert (len(measurement.genotypes), measurement.tokens) == (10, 32)
-    while not strategy.stop:
-        before, race = strategy.population, strategy.ask()
-        while (wanted := race.ask()) is not None:
-            last = wanted.genotypes
-            race.tell(np.array([[loss_of(g)] for g in wanted.genotypes]), np.array([1]))
-        assert set(before) <= set(last)
-        strategy.tell(strategy.outcome(race.result))
-        told.append(race.result.kept)
-        assert strategy.population == race.result.kept
-        assert len(set(strategy.population)) == 3
-        assert [loss_of(g) for g in strategy.population] == sorted(loss_of(g) for g in last)[:3]
-        assert strategy.parent == strategy.population[0]
-    resumed = fresh()
-    for number, kept in enumerate(told):
-        resumed.tell(Outcome(number, kept[0], loss_of(kept[0]), kept))
-    assert resumed.stop
+    assert (measurement.tokens, len(measurement.genotypes), measurement.genotypes[0]) == (5, 10, (1,) * 8)
+    told, _ = drive(strategy, table_of(space, 0), generations=3)
+    resumed = make(space, rungs=stages, population=3, initial_tokens=5, initial_candidates=10)
+    for outcome in told:
+        resumed.tell(Outcome(**json.loads(json.dumps(asdict(outcome)))))
     assert resumed.population == strategy.population
-    with pytest.raises(UserError, match="population of 2"):
-        OnePlusLambda(
-            space, offspring=6, rungs=(Rung(1, 8),), mutation=LevelSwitch(), seed=0, generations=1, population=2
-        )
+    assert resumed.ask().ask() == strategy.ask().ask()
+
+
+def test_every_parent_has_offspring(space_of):
+    space = space_of([[2, 3, 4]] * 12, 36)
+    parents = ((2, 0) * 6, (0, 2) * 6)
+    strategy = make(space, rungs=rungs([4, 2], [8, 16], 2), population=2, offspring=40, mutation=LevelSwitch(maximum=1))
+    strategy.tell(Outcome(0, parents[0], 1.0, parents))
+    children = strategy.ask().ask().genotypes
+    near = [[sum(a != b for a, b in zip(child, parent, strict=True)) < 6 for parent in parents] for child in children]
+    assert {tuple(each) for each in near} == {(True, False), (False, True)}
+
+
+def test_populations_that_cannot_be_are_refused(space_of):
+    space = space_of([[2, 3, 4]] * 6, 18)
+    two = {"rungs": rungs([4, 2], [8, 16], 2), "population": 2}
+    for change, says in [
+        ({"population": 2}, r"population 2 .*last rung \(1\)"),
+        ({"population": 0}, "population 0"),
+        (two | {"initial_candidates": 1}, r"initial candidates \(1\)"),
+        ({"initial_tokens": 0}, "initial tokens 0"),
+    ]:
+        with pytest.raises(UserError, match=says):
+            make(space, **change)
+    best, other = (1,) * 6, (2, 0, 1, 1, 1, 1)
+    for population in [(other, best), (best, best), (best, (2,) * 6), (best, other, (0,) * 6)]:
+        with pytest.raises(ValueError, match="at most 2 legal"):
+            make(space, **two).tell(Outcome(0, best, 1.0, population))

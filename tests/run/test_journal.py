@@ -33,7 +33,7 @@ def test_races_are_replayed_from_the_files_alone(settings: SearchSettings) -> No
     folder = Path(settings.run)
     batches = pq.read_table(folder / "batches.parquet").to_pylist()
     rungs = plan_search(settings).rungs
-    parents = []
+    parent = None
     for row in pq.read_table(folder / "generations.parquet").to_pylist():
         with pa.ipc.open_file(folder / "evaluations" / row["evaluations"]) as reader:
             entries = reader.read_all().to_pylist()
@@ -49,7 +49,7 @@ def test_races_are_replayed_from_the_files_alone(settings: SearchSettings) -> No
         }
         first = tuple(losses[min(losses)])
         stages = rungs if row["generation"] else (type(rungs[0])(1, rungs[0].tokens),)
-        race = FixedRace(first, parents, stages)
+        race = FixedRace(first, [] if parent is None else [parent], stages)
         while (wanted := race.ask()) is not None:
             assert wanted.genotypes == tuple(losses[wanted.rung]), "the survivors of the rung before"
             cuts = [cut for batch in used[wanted.rung] for cut in batch["cuts"]]
@@ -65,7 +65,7 @@ def test_races_are_replayed_from_the_files_alone(settings: SearchSettings) -> No
             for rung, measured in losses.items()
         )
         assert row["candidates"] == len({genotype for measured in losses.values() for genotype in measured})
-        parents = [race.result.winner]
+        parent = race.result.winner
 
 
 def row_of(generation: int) -> GenerationRow:
