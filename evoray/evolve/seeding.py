@@ -88,9 +88,6 @@ def _within_limits(space: Space, rng: np.random.Generator) -> Genotype:
 def initial(space: Space, count: int, rng: np.random.Generator) -> tuple[Genotype, ...]:
     """Distinct random legal genotypes.
 
-    Random ones that are too far from the center of a space that limits that are thrown away, and the center is
-    taken when no other is left.
-
     Returns:
         `count` of them; fewer, but at least one, where the space has hardly more.
 
@@ -103,11 +100,6 @@ def initial(space: Space, count: int, rng: np.random.Generator) -> tuple[Genotyp
     repeats = 0
     while len(found) < count and repeats < _REPEATS:
         genotype = random_legal(space, rng)
-        new = genotype not in found and space.is_legal(genotype)
-        repeats = 0 if new else repeats + 1
-        if new:
-            found[genotype] = None
-    if not found:
-        assert space.center is not None  # nothing else makes a random genotype illegal
-        return (space.center,)
+        repeats = repeats + 1 if genotype in found else 0
+        found[genotype] = None
     return tuple(found)

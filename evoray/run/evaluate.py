@@ -118,9 +118,7 @@ def _rows(
     priced = store.manifest if store is not None else bare_manifest(facts)
     check_configuration(priced, configuration, facts.droppable)
     chosen = {site: level for site, level in configuration.items() if level != KEPT}
-    rows_NL = np.stack([judging_rows(priced, {}, dropped), judging_rows(priced, chosen, dropped)])
-    # Without a store workers know no layer to choose a level for.
-    return rows_NL if store is not None else rows_NL[:, len(facts.layers) :]
+    return np.stack([judging_rows(priced, {}, dropped), judging_rows(priced, chosen, dropped)])
 
 
 def _text(settings: EvalSettings, data: str, facts: Facts) -> TokenText:

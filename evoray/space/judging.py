@@ -25,16 +25,17 @@ def judging_rows(
 
     Returns:
         int8 [L + D]: index into the layer's list in `layer_levels`, or -1 for the base weight; then 0 for a dropped
-        site, -1 for one that is kept.
+        site, -1 for one that is kept. Without a store there is nothing to choose for layers, and they are no columns.
 
     Raises:
         UserError: sites or levels that there are not.
     """
     check_configuration(manifest, configuration, droppable)
     gone = dropped_layers(configuration, droppable)
+    stored = zip(manifest.layers, layer_levels(manifest), strict=True) if manifest.kind else ()
     indexes = [
         -1 if layer.name in gone or level == BASE else levels.index(level)
-        for layer, levels in zip(manifest.layers, layer_levels(manifest), strict=True)
+        for layer, levels in stored
         for level in [configuration.get(layer.name, BASE)]
     ]
     drops = [0 if configuration.get(site.name) == DROPPED else -1 for site in droppable]
