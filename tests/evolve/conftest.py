@@ -44,3 +44,37 @@ def any_space():
 @pytest.fixture(scope="session")
 def space_of():
     return make_space
+
+
+@st.composite
+def switched(draw):
+    """Genes of levels in one or two budgets, and switches over some of them, freed or counted apart."""
+    freed = draw(st.booleans())
+    genes, number = [], 0
+    costs = st.lists(st.integers(1, 9), min_size=1, max_size=4).map(lambda steps: tuple(accumulate(steps)))
+    switches = draw(st.lists(st.integers(1, 3), min_size=1, max_size=4))
+    for unit, size in enumerate([*switches, draw(st.integers(0, 3))]):
+        names = tuple(f"g{number + each}" for each in range(size))
+        number += size
+        for name in names:
+            each = draw(costs)
+            # What a freed switch drops counts for its own budget, so only others may count elsewhere.
+            budget = draw(st.integers(0, 1)) if unit == len(switches) else 0
+            levels = tuple(map(str, range(len(each))))
+            genes.append(Gene(name, unit, (f"{name}.layer",), levels, each, each, each, budget=budget))
+        if unit < len(switches):
+            paid = (0, draw(st.integers(0, 5)) if freed else 1)
+            genes.append(Gene(f"s{unit}", unit, (f"m.{unit}",), ("dropped", "kept"), paid, (0, 0), (0, 0),
+                              members=names, budget=0 if freed else 2))  # fmt: skip
+    lows = [sum(g.costs[0] for g in genes if g.budget == b and not (freed and b == 0 and g.block < len(switches)))
+            for b in range(3)]  # fmt: skip
+    highs = [sum(g.costs[-1] for g in genes if g.budget == b) for b in range(3)]
+    limits = [draw(st.integers(low, high)) for low, high in zip(lows, highs, strict=True)]
+    sites = tuple(site for gene in genes for site in gene.sites)
+    labels = tuple(("dropped",) if gene.members else gene.levels for gene in genes)
+    return Space(tuple(genes), limits[0], sites, labels, weights=100, further=tuple(limits[1:]), freed=freed)
+
+
+@pytest.fixture(scope="session")
+def switched_space():
+    return switched()
