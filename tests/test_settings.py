@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from evoray.errors import UserError
-from evoray.settings import BuildSettings, EvalSettings, SearchSettings, load_settings, read_yaml
+from evoray.settings import BaselineSettings, BuildSettings, EvalSettings, SearchSettings, load_settings, read_yaml
 
 NEEDED = {"model": "m", "store": "s", "data": "d", "run": "r", "target_bits": 3}
 
@@ -44,6 +44,30 @@ def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path: Path) ->
     settings = search(file, generations=9)
     assert (settings.tie, settings.offspring, settings.search_tokens, settings.generations) == ("none", 64, 1000, 9)
     assert settings.survivors == (16, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [
+        ({"target_bits": 3}, (150, 128, (16, 4, 1), (2048, 16384, 131072), "none")),
+        ({"target_sparsity": 0.5}, (400, 64, (8, 2, 1), (2048, 16384, 65536), None)),
+        ({"drop_blocks": 2, "store": None}, (None, 32, (2, 1), (2048, 32768), None)),
+        # Of two budgets the one of the levels decides.
+        ({"target_bits": 3, "drop_blocks": 2}, (150, 128, (16, 4, 1), (2048, 16384, 131072), "none")),
+    ],
+)
+def test_the_papers_preset_depends_on_the_budget(budget: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    found = load_settings(SearchSettings, NEEDED | {"target_bits": None, "preset": "evopress"} | budget)
+    assert (found.generations, found.offspring, found.survivors, found.tokens, found.tie) == expected
+    if "drop_blocks" in budget and found.target is None:
+        assert (found.initial_candidates, found.initial_tokens) == (64, 2048)
+
+
+def test_baselines_take_the_budgets_of_searches() -> None:
+    found = load_settings(BaselineSettings, NEEDED | {"method": "dp"})
+    assert (found.method, found.target, found.tokens, found.candidates) == ("dp", "target_bits", 16384, None)
+    with pytest.raises(UserError, match="unknown key 'offspring'"):
+        load_settings(BaselineSettings, NEEDED | {"method": "dp", "offspring": 3})
 
 
 def test_dashes_and_underscores_are_the_same_key(tmp_path: Path) -> None:
@@ -85,6 +109,19 @@ def test_python_may_give_paths(tmp_path: Path) -> None:
         ({"run": " "}, "--run ' ': it is empty; give a value"),
         ({"target_bitz": 3}, "unknown key 'target_bitz'; did you mean target_bits?"),
         ({"xyzzy": 3}, "unknown key 'xyzzy'; known are address, "),
+        ({"store": None}, "--store is missing; without one a search can only drop: --drop-blocks or --allow-drops"),
+        (
+            {"store": None, "drop_blocks": 2},
+            "--target-bits needs a --store, or --allow-drops to reach it by dropping alone",
+        ),
+        ({"target_bits": None, "drop_blocks": 2}, "the levels of --store need a budget beside --drop-blocks"),
+        ({"allow_drops": True, "drop_blocks": 2}, "leave out it or --drop-blocks"),
+        ({"drop_entire_block": True}, "--drop-entire-block needs --drop-blocks or --allow-drops"),
+        ({"droppable": "f"}, "--droppable needs --drop-blocks or --allow-drops"),
+        ({"target_sparsity": 1.5, "target_bits": None}, "--target-sparsity 1.5: should be less than 1"),
+        ({"fitness": "top"}, "--fitness 'top'"),
+        ({"top_k": 0}, "--top-k 0"),
+        ({"preset": "evopress", "allow_drops": True}, "--preset evopress is the paper's"),
     ],
 )
 def test_mistakes_name_the_value_and_the_limit(given: dict[str, Any], said: str) -> None:
@@ -95,12 +132,12 @@ def test_mistakes_name_the_value_and_the_limit(given: dict[str, Any], said: str)
 
 
 def test_all_mistakes_stand_in_one_line() -> None:
-    with pytest.raises(UserError, match=r"^--store is missing; --generations -1: .*; --seed -1: "):
-        load_settings(SearchSettings, NEEDED | {"store": None, "generations": -1, "seed": -1})
+    with pytest.raises(UserError, match=r"^--run is missing; --seed -1: .*; --generations -1: "):
+        load_settings(SearchSettings, NEEDED | {"run": None, "generations": -1, "seed": -1})
 
 
 def test_no_budget() -> None:
-    with pytest.raises(UserError, match=r"^one budget is needed, none given; give --target-bits"):
+    with pytest.raises(UserError, match=r"^one budget is needed, none given; give one of --target-bits"):
         load_settings(SearchSettings, {**NEEDED, "target_bits": None})
 
 
