@@ -1,0 +1,56 @@
+"""Settings of every verb: strict, frozen, the same from the command line, a YAML file and Python.
+
+Holds:
+    fields: `Settings` and the groups of fields that verbs share
+    build: `BuildSettings`; choice: `SearchSettings`, `BaselineSettings`; results: `EvalSettings`, `ExportSettings`
+    presets: the defaults of `--preset`; loading: `load_settings`, `read_yaml`
+
+A field's description is its help on the command line, and its name is its flag.
+"""
+
+from evoray.settings.build import BuildSettings
+from evoray.settings.choice import TARGETS, BaselineSettings, ChoiceSettings, SearchSettings
+from evoray.settings.fields import (
+    BOUNDARY_BYTES,
+    TOP_K,
+    VARIANT_BYTES,
+    VOCABULARY_CHUNK,
+    Device,
+    Dtype,
+    ModelSettings,
+    MutationRule,
+    Preset,
+    Settings,
+    TextSettings,
+    WorkSettings,
+    flag,
+)
+from evoray.settings.loading import load_settings, read_yaml
+from evoray.settings.presets import PRESETS
+from evoray.settings.results import EvalSettings, ExportSettings
+
+__all__ = [
+    "BOUNDARY_BYTES",
+    "PRESETS",
+    "TARGETS",
+    "TOP_K",
+    "VARIANT_BYTES",
+    "VOCABULARY_CHUNK",
+    "BaselineSettings",
+    "BuildSettings",
+    "ChoiceSettings",
+    "Device",
+    "Dtype",
+    "EvalSettings",
+    "ExportSettings",
+    "ModelSettings",
+    "MutationRule",
+    "Preset",
+    "SearchSettings",
+    "Settings",
+    "TextSettings",
+    "WorkSettings",
+    "flag",
+    "load_settings",
+    "read_yaml",
+]
