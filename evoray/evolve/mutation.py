@@ -33,8 +33,9 @@ class LevelSwitch:
     the number of genes in it, among groups that have such a pair; then the pair is uniform. With levels 2, 3, 4, ...
     and layers of one size to a group this is the paper's; so it is for sublayers, of which one is dropped for another.
 
-    Without it, genes of all sizes trade with each other. Where a space has more than one budget, one is drawn first,
-    with a probability proportional to its genes that can go up:
+    Without it, genes of all sizes trade with each other; where all steps cost the same, as when one sublayer is dropped
+    for another, that is the rule above, and the total never changes either. Where a space has more than one budget,
+    one is drawn first, with a probability proportional to its genes that can go up:
 
     1. A gene is drawn uniformly among those that could go up if all others went to their lowest, and goes up.
        Up comes first because the budget binds there: were pairs drawn and thrown away when over the limit, large

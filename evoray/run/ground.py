@@ -209,7 +209,7 @@ def make_ground_space(
         UserError: what can't be had from this store or model.
     """
     manifest: Manifest | BareManifest = stored if stored is not None else bare_manifest(facts)
-    defaults = kind_defaults(manifest.kind) if stored is not None else KindDefaults(tie=Tie.NONE, equal_steps=True)
+    defaults = kind_defaults(manifest.kind) if stored is not None else KindDefaults(tie=Tie.NONE)
     target = settings.target
     wanted = Wanted(
         budget=Budget(_OF_TARGETS[target], getattr(settings, target)) if target is not None else None,

@@ -112,15 +112,8 @@ def plan_search(settings: SearchSettings, stage: Callable[[str], object] = lambd
             f"--tokens {most}: more tokens than the search text has ({ground.text.tokens} of "
             f"{settings.data}); lower it, raise --search-tokens, or give more text"
         )
-    rule = MutationRule.equal_steps if ground.defaults.equal_steps else MutationRule.budget
-    if settings.target is not None and settings.allow_drops:
-        rule = MutationRule.budget  # what is dropped frees amounts that no step equals
-    settings = settings.model_copy(
-        update={
-            "mutation": settings.mutation or rule,
-            "generations": _generations(settings, ground) if settings.generations is None else settings.generations,
-        }
-    )
+    if settings.generations is None:
+        settings = settings.model_copy(update={"generations": _generations(settings, ground)})
     start = _start(settings, ground) if settings.init is not None and init is None else None
     return SearchPlan(settings, ground, steps, start, init)
 

@@ -125,10 +125,8 @@ class SearchSettings(ChoiceSettings):
     init: str | None = Field(
         None, description="Start from a configuration (a file, or a run's best.json), or from a baseline, such as dp."
     )
-    mutation: MutationRule | None = Field(
-        None,
-        description="Switches: any within the budget, or of equal cost steps. Default: budget; equal-steps for "
-        "sparsity and dropping.",
+    mutation: MutationRule = Field(
+        MutationRule.budget, description="Switches: any within the budget, or of equal cost steps."
     )
     switches: int = Field(3, ge=1, le=MOST, description="Most level switches of an offspring.")
     max_hours: float | None = Field(None, gt=0, description="Stop after so many hours; the run can go on later.")

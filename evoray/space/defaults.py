@@ -14,8 +14,6 @@ class KindDefaults:
 
     Attributes:
         tie: which layers share a level.
-        equal_steps: switches are between steps of exactly the same cost.
     """
 
     tie: Tie
-    equal_steps: bool

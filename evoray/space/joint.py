@@ -10,7 +10,7 @@ from evoray.space.space import Space
 from evoray.space.ties import Tie
 from evoray.space.wanted import Wanted
 
-DEFAULTS = KindDefaults(tie=Tie.FUSED, equal_steps=False)
+DEFAULTS = KindDefaults(tie=Tie.FUSED)
 
 
 def space(manifest: PricedManifest, wanted: Wanted) -> Space:

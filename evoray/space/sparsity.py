@@ -13,8 +13,8 @@ from evoray.space.space import Space
 from evoray.space.ties import Tie
 from evoray.space.wanted import Wanted
 
-DEFAULTS = KindDefaults(tie=Tie.NONE, equal_steps=True)
-"""As in the paper: layers are untied, and a switch moves the same count of weights from one layer to another."""
+DEFAULTS = KindDefaults(tie=Tie.NONE)
+"""As in the paper: layers are untied."""
 
 AT_TARGET = "0"
 """The level of the target, in a store whose levels are steps away from it."""

@@ -4,12 +4,9 @@ from evoray.errors import UserError
 from evoray.space import Tie, kind_defaults
 
 
-@pytest.mark.parametrize(
-    ("kind", "tie", "equal_steps"),
-    [("quantization", Tie.FUSED, False), ("sparsity", Tie.NONE, True), ("joint", Tie.FUSED, False)],
-)
-def test_the_kind_of_a_store_names_a_module(kind, tie, equal_steps):
-    assert (kind_defaults(kind).tie, kind_defaults(kind).equal_steps) == (tie, equal_steps)
+@pytest.mark.parametrize(("kind", "tie"), [("quantization", Tie.FUSED), ("sparsity", Tie.NONE), ("joint", Tie.FUSED)])
+def test_the_kind_of_a_store_names_a_module(kind, tie):
+    assert kind_defaults(kind).tie == tie
 
 
 @pytest.mark.parametrize("kind", ["quantisation", "levels", "", "os", "..run", "quantization.space"])
