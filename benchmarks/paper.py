@@ -33,6 +33,17 @@ ROWS: dict[str, dict[str, Any]] = {
     "attn-3-mlp-3": {"drop_blocks": 3},
     **{f"bits-{bits}": {"store": "quantization", "target_bits": bits} for bits in (2.25, 2.5, 3, 4)},
 }
+OF_DROPPING = {
+    # Few configurations, whose losses are close: fewer generations, more tokens in the last rung.
+    "generations": 16,
+    "offspring": 16,
+    "survivors": "3,1",
+    "tokens": "1024,16384",
+    "initial_candidates": 64,
+    "initial_tokens": 2048,
+}
+"""What searches that only drop take instead of the flags."""
+
 OF_LEVELS = ("uniform", "random", "dp", "owl")
 OF_DEPTH = (
     "uniform",
@@ -80,13 +91,11 @@ def measure(name: str, given: argparse.Namespace, folder: Path) -> dict[str, Any
             )
         result = evoray.search(
             run=str(folder / f"run-{name}"),
-            generations=given.generations,
-            offspring=given.offspring,
-            survivors=given.survivors,
-            tokens=given.tokens,
             # Judged below, with all others.
             judge_tokens=2048,
             progress=progress,
+            **{name: getattr(given, name) for name in ("generations", "offspring", "survivors", "tokens")}
+            | (OF_DROPPING if store is None else {}),
             **shared,
         )
         settings, ground = plan_ground(
@@ -108,6 +117,10 @@ def measure(name: str, given: argparse.Namespace, folder: Path) -> dict[str, Any
     judged |= {"candidate_tokens": tokens, "seconds": result.best["seconds"]}
     kept.write_text(json.dumps(judged, indent=1))
     return judged
+
+
+def _named(values: dict[str, Any]) -> str:
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in values.items())
 
 
 def main() -> None:
@@ -152,7 +165,7 @@ def main() -> None:
     append(
         f"every kind of search on {os.path.basename(given.model.rstrip('/'))}",
         f"{given.generations} generations, {given.offspring} offspring, survivors {given.survivors}, tokens "
-        f"{given.tokens}; baselines measure on {given.baseline_tokens:,} tokens, random takes the best of 64; seed "
+        f"{given.tokens} (of dropping: {_named(OF_DROPPING)}); baselines measure on {given.baseline_tokens:,} tokens, random takes the best of 64; seed "
         f"{given.seed}; {given.workers} workers of one thread; judged on {judged['tokens']:,} tokens of "
         f"{os.path.basename(given.judge_data)}. GPTQ levels 2 to 6 in groups of 64, tied; SparseGPT levels 0.3 to 0.9, "
         "untied; `uniform` of dropping spreads it evenly.\n\n"
