@@ -165,10 +165,10 @@ def main() -> None:
     append(
         f"every kind of search on {os.path.basename(given.model.rstrip('/'))}",
         f"{given.generations} generations, {given.offspring} offspring, survivors {given.survivors}, tokens "
-        f"{given.tokens} (of dropping: {_named(OF_DROPPING)}); baselines measure on {given.baseline_tokens:,} tokens, random takes the best of 64; seed "
-        f"{given.seed}; {given.workers} workers of one thread; judged on {judged['tokens']:,} tokens of "
-        f"{os.path.basename(given.judge_data)}. GPTQ levels 2 to 6 in groups of 64, tied; SparseGPT levels 0.3 to 0.9, "
-        "untied; `uniform` of dropping spreads it evenly.\n\n"
+        f"{given.tokens} (of dropping: {_named(OF_DROPPING)}); baselines measure on {given.baseline_tokens:,} tokens, "
+        f"random takes the best of 64; seed {given.seed}; {given.workers} workers of one thread; judged on "
+        f"{judged['tokens']:,} tokens of {os.path.basename(given.judge_data)}. GPTQ levels 2 to 6 in groups of 64, "
+        "tied; SparseGPT levels 0.3 to 0.9, untied; `uniform` of dropping spreads it evenly.\n\n"
         + table(
             ["budget", "", "bits", "gone", "held-out KL", "found is better by (95%)", "perplexity", "candidate tokens"],
             rows,
