@@ -1,6 +1,6 @@
-"""The text files that EvoPress's own programs read.
+"""The text files that EvoPress's own programs read: `--format evopress`.
 
-Holds: `export_evopress`, `levels_text`, `depth_text`.
+Holds: `export`, `levels_text`, `depth_text`.
 """
 
 import re
@@ -9,10 +9,7 @@ from pathlib import Path
 
 from evoray.configuration import BASE, DEPTH_WORDS, DROPPED, Configuration, configuration_text
 from evoray.errors import UserError
-from evoray.export.folder import appearing, new_folder
-from evoray.export.hf import layers_of
-from evoray.model import Facts
-from evoray.run.named import resolve_sites
+from evoray.export.source import ExportSource
 from evoray.space import PricedDroppable
 from evoray.space.costs import dropped_layers, more
 from evoray.space.depth import BLOCK
@@ -23,38 +20,30 @@ LEVELS, DEPTH = "configuration.txt", "layer_drop_config.txt"
 _WHOLE = re.compile(r"-?[0-9]+")
 
 
-def export_evopress(facts: Facts, configuration: Configuration, out: str) -> Path:
+def export(source: ExportSource, stage: Path) -> None:
     """Writes a file of levels where the configuration has some, and one of dropped sublayers where it drops some.
 
     Args:
-        facts: of the base model.
-        configuration: site -> level.
-        out: a new or empty folder. It appears whole or not at all.
-
-    Returns:
-        The folder.
+        source: what to write.
+        stage: an empty folder.
 
     Raises:
-        UserError: the folder holds something, or the configuration is one that these files can't say.
+        UserError: the configuration is one that these files can't say.
     """
-    target = new_folder(out)
-    configuration = resolve_sites(configuration, facts.droppable)
-    layers = layers_of(facts, configuration)
+    facts, layers = source.facts, source.layers
     known = {layer.name for layer in facts.layers}
     if unknown := [name for name in layers if name not in known]:
         raise UserError(f"the configuration names {unknown[0]}{more(unknown)}, which the model lacks; give its model")
     files: dict[str, str] = {}
     if any(level != BASE for level in layers.values()):
-        gone = dropped_layers(configuration, facts.droppable)
+        gone = dropped_layers(source.configuration, facts.droppable)
         files[LEVELS] = levels_text(layers, [layer.name for layer in facts.layers if layer.name not in gone])
-    if DROPPED in configuration.values():
-        files[DEPTH] = depth_text(configuration, facts.droppable)
+    if source.dropped:
+        files[DEPTH] = depth_text(source.configuration, facts.droppable)
     if not files:
         raise UserError("the configuration is the base model, for which EvoPress has no file; give one that changes it")
-    with appearing(target) as stage:
-        for name, text in files.items():
-            (stage / name).write_text(text, encoding="utf-8")
-    return target
+    for name, text in files.items():
+        (stage / name).write_text(text, encoding="utf-8")
 
 
 def levels_text(layers: Configuration, needed: Sequence[str]) -> str:

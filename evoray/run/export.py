@@ -5,9 +5,8 @@ Holds: `run_export`.
 
 from pathlib import Path
 
-from evoray.export import export_evopress, export_hf
-from evoray.model import checkpoint_facts
-from evoray.run.named import configuration_of, with_sources
+from evoray.export import Depth, ExportOptions, ExportSource, export
+from evoray.run.named import configuration_of, run_of, with_sources
 from evoray.settings import ExportSettings
 
 
@@ -20,17 +19,14 @@ def run_export(settings: ExportSettings) -> Path:
     configuration = configuration_of(settings.configuration)
     settings = with_sources(settings)
     assert settings.model is not None
-    if settings.format == "evopress":
-        facts = checkpoint_facts(
-            settings.model, settings.revision, settings.trust_remote_code, allow_partial=settings.allow_partial
-        )
-        return export_evopress(facts, configuration, settings.out)
-    return export_hf(
+    source = ExportSource.open(
         settings.model,
         settings.store,
         configuration,
-        settings.out,
         revision=settings.revision,
         trust_remote_code=settings.trust_remote_code,
         allow_partial=settings.allow_partial,
+        options=ExportOptions(depth=Depth(settings.depth), allow_dense=settings.allow_dense),
+        best=run_of(settings.configuration),
     )
+    return export(settings.format, source, settings.out)

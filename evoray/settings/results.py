@@ -72,6 +72,12 @@ class ExportSettings(Settings):
         description="hf: dequantized weights that transformers loads as they are; evopress: the texts that EvoPress's "
         "programs read, levels and dropped sublayers.",
     )
+    depth: Literal["zeros", "removed", "no-op"] = Field(
+        "zeros",
+        description="How a checkpoint says what is dropped: zero weights, which every engine runs; whole blocks "
+        "removed and the rest renumbered; or no_op entries of block_configs, for engines that read them.",
+    )
+    allow_dense: bool = Field(False, description="Keep layers dense that the format can't hold at their level.")
     model: str | None = Field(None, description="Model. Default: the one of the run or store.")
     revision: str | None = Field(None, description="Branch, tag or commit of the model on the hub.")
     trust_remote_code: bool = Field(False, description="Let the checkpoint's own Python run.")

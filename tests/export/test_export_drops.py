@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from evoray.configuration import DROPPED, KEPT, Configuration
 from evoray.embedded import model_path
 from evoray.errors import UserError
-from evoray.export import export_hf
+from evoray.export import ExportSource, export
 from evoray.formats import dense_weight
 from evoray.model import ModelAdapter, checkpoint_facts
 from evoray.store import VariantStore
@@ -42,7 +42,7 @@ def test_a_configuration_of_drops_alone_needs_no_store(family: str, tmp_path: Pa
     attention, feed_forward, block = SITES[family]
     configuration: Configuration = {attention: DROPPED, feed_forward: DROPPED, block: DROPPED}
     kept = feed_forward.replace(".1.", ".0.")
-    out = export_hf(model, None, {**configuration, kept: KEPT}, str(tmp_path / "out"))
+    out = export("hf", ExportSource.open(model, None, {**configuration, kept: KEPT}), str(tmp_path / "out"))
     adapter = ModelAdapter(loaded(model))
     base = adapter.logits(tiny_ids(vocabulary=90))
     for name in configuration:
@@ -71,7 +71,7 @@ def test_drops_and_variants_together(tmp_path: Path) -> None:
     variants = VariantStore.open(store)
     configuration: Configuration = {layer.name: "3" for layer in variants.manifest.layers}
     configuration |= {"model.layers.1": DROPPED, "model.layers.2.mlp": DROPPED, "model.layers.0.mlp": KEPT}
-    out = export_hf(model, store, configuration, str(tmp_path / "out"))
+    out = export("hf", ExportSource.open(model, store, configuration), str(tmp_path / "out"))
     adapter = ModelAdapter(loaded(model))
     for layer in variants.manifest.layers:
         adapter.swap(layer.name, adapter.ready(layer.name, dense_weight(variants.read(layer.name, "3"), adapter.dtype)))
@@ -94,5 +94,5 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         (post_norm, {"model.decoder.layers.0": DROPPED}, "can't be written as a plain checkpoint: .* its input"),
     ]:
         with pytest.raises(UserError, match=said):
-            export_hf(place, None, configuration, str(tmp_path / "out"))
+            export("hf", ExportSource.open(place, None, configuration), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()

@@ -15,7 +15,7 @@ import evoray.export.hf as hf
 from evoray.configuration import Configuration, parse_configuration
 from evoray.embedded import model_path
 from evoray.errors import EvorayError, UserError
-from evoray.export import export_hf
+from evoray.export import ExportSource, export
 from evoray.formats import dense_weight
 from evoray.model import ModelAdapter, checkpoint_facts
 from evoray.store import VariantStore
@@ -54,7 +54,11 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def exported(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_hf(case.model, case.store, case.configuration, str(tmp_path_factory.mktemp("out") / "exported"))
+    return export(
+        "hf",
+        ExportSource.open(case.model, case.store, case.configuration),
+        str(tmp_path_factory.mktemp("out") / "exported"),
+    )
 
 
 def test_its_logits_are_those_of_the_swapped_model(case: Case, exported: Path) -> None:
@@ -108,7 +112,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 def test_scales_of_more_digits_than_the_checkpoint_are_not_rounded(tmp_path: Path) -> None:
     half = Case(tmp_path, "llama", dtype=torch.float16)  # the store's scales are float32
-    out = export_hf(half.model, half.store, half.configuration, str(tmp_path / "out"))
+    out = export("hf", ExportSource.open(half.model, half.store, half.configuration), str(tmp_path / "out"))
     store, after = VariantStore.open(half.store), half.loaded(out).state_dict()
     for name, level in half.configuration.items():
         if level != "base":
@@ -121,7 +125,7 @@ def test_it_appears_whole_or_not_at_all(llama: Case, tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(hf, "load_tokenizer", full)
     with pytest.raises(EvorayError, match="can't be written: No space left on device"):
-        export_hf(llama.model, llama.store, llama.configuration, str(tmp_path / "out"))
+        export("hf", ExportSource.open(llama.model, llama.store, llama.configuration), str(tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -129,14 +133,14 @@ def test_a_folder_that_holds_something_is_left_alone(llama: Case, tmp_path: Path
     (tmp_path / "mine").write_text("x")
     for out in (tmp_path, tmp_path / "mine"):
         with pytest.raises(UserError, match="holds something already; give a new folder"):
-            export_hf(llama.model, llama.store, llama.configuration, str(out))
+            export("hf", ExportSource.open(llama.model, llama.store, llama.configuration), str(out))
     assert [file.name for file in tmp_path.iterdir()] == ["mine"]
 
 
 def test_an_empty_folder_and_paths_with_spaces_and_umlauts(llama: Case, tmp_path: Path) -> None:
     out = tmp_path / "ein Häufchen" / "Gewichte"
     out.mkdir(parents=True)
-    assert export_hf(llama.model, llama.store, {}, str(out)) == out
+    assert export("hf", ExportSource.open(llama.model, llama.store, {}), str(out)) == out
     base = llama.loaded().state_dict()
     assert all(torch.equal(tensor, base[name]) for name, tensor in llama.loaded(out).state_dict().items())
 
@@ -151,5 +155,5 @@ def test_it_refuses_what_does_not_fit(llama: Case, tmp_path: Path) -> None:
         (llama.model, {first: "7"}, "has no level '7'; choose 2, 3, 4 or base"),
     ]:
         with pytest.raises(UserError, match=said):
-            export_hf(model, llama.store, configuration, str(tmp_path / "out"))
+            export("hf", ExportSource.open(model, llama.store, configuration), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
