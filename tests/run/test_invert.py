@@ -55,6 +55,7 @@ def test_the_worst_rises_and_the_best_falls(deep: Material, tmp_path: Path, budg
     worst = run_of(deep, tmp_path / "worst", budget, initial_candidates=2, invert=True)
     for journal, sign in ((best, 1), (worst, -1)):
         for row in journal.rows:
+            assert row.fitness > 0
             if row.parent_fitness is not None:
                 # Measured in the same passes.
                 assert sign * row.fitness <= sign * row.parent_fitness
