@@ -27,6 +27,14 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> "Material":
 
 
 @pytest.fixture(scope="session")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> "Material":
+    """The same with a model of six blocks, for what is dropped."""
+    import searches
+
+    return searches.material(tmp_path_factory.mktemp("deep"), blocks=6)
+
+
+@pytest.fixture(scope="session")
 def ray_home() -> Iterator[Path]:
     """Where Ray keeps its sockets and logs: short, because a socket's path may have 107 bytes, and gone afterwards."""
     home = Path(tempfile.mkdtemp(prefix="er", dir="/tmp"))

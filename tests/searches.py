@@ -1,8 +1,9 @@
 """A whole search of a second: a tiny model with a store and a text, settings for it, and what a run must have in common
 with another one to be the same.
 
-`material` makes model, store and text; `Material.settings` the settings; `bits_of` reads a run directory; `Told` keeps
-what a search tells.
+`material` makes model, store and text; `Material.settings` the settings, `Material.with_store` another store;
+`WITHOUT_STORE` changes them to only drop; `bits_of` reads a run directory; `killed_at` ends a driver at a write; `Told`
+keeps what a search tells.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,34 +59,34 @@ class Material:
         }
         return SearchSettings(**usual | changes)
 
+    def with_store(self, folder: Path, **building: Any) -> Material:
+        """The same model and text with another store, built without text."""
+        usual: dict[str, Any] = {"model": self.model, "store": str(folder), "threads": 1}
+        run_build(BuildSettings(**usual | building))
+        return replace(self, store=str(folder))
+
     @property
     def spec(self) -> WorkerSpec:
         """Workers of these searches."""
         return WorkerSpec(model=self.model, store=self.store, device="cpu")
 
 
-def material(folder: Path) -> Material:
+WITHOUT_STORE: dict[str, Any] = {"store": None, "target_bits": None}
+"""Changes of settings for a search that only drops."""
+
+
+def material(folder: Path, blocks: int = 3) -> Material:
     """Makes all of it in a folder."""
     model = folder / "model"
-    tiny_model("llama", vocab_size=264, max_position_embeddings=128).save_pretrained(model)
+    tiny_model("llama", vocab_size=264, max_position_embeddings=128, num_hidden_layers=blocks).save_pretrained(model)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(Path(model_path()) / name, model)
     draws = np.random.default_rng(0)
     words = ["".join(draws.choice(list("abcdefghij"), draws.integers(2, 8))) for _ in range(200)]
     documents = [json.dumps({"text": " ".join(draws.choice(words, 30))}) for _ in range(200)]
     (folder / "text.jsonl").write_text("\n".join(documents) + "\n", encoding="utf-8")
-    run_build(
-        BuildSettings(
-            model=str(model),
-            store=str(folder / "store"),
-            method="rtn",
-            levels=("2", "3", "4"),
-            group_size=32,
-            threads=1,
-            scales="minmax",
-        )
-    )
-    return Material(str(model), str(folder / "store"), str(folder / "text.jsonl"))
+    made = Material(str(model), "", str(folder / "text.jsonl"))
+    return made.with_store(folder / "store", method="rtn", levels=("2", "3", "4"), group_size=32, scales="minmax")
 
 
 def bits_of(run: str | Path) -> dict[str, Any]:
@@ -121,15 +122,43 @@ class _Kept:
 
 @contextmanager
 def searching_with(pool: Pool | None) -> Iterator[None]:
-    """Searches inside work with this pool, and leave it open; None: opening a pool is a mistake."""
+    """Searches and baselines inside work with this pool, and leave it open; None: opening a pool is a mistake."""
 
     def hand_out(*_: Any, **__: Any) -> _Kept:
         assert pool is not None, "a pool was opened"
         return _Kept(pool)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("evoray.run.search.open_pool", hand_out)
+        for verb in ("search", "baseline"):
+            patch.setattr(f"evoray.run.{verb}.open_pool", hand_out)
         yield
+
+
+class KilledError(BaseException):
+    """Nothing in the package may catch it, as nothing catches a killed process."""
+
+
+@contextmanager
+def killed_at(name: str, number: int, *, after: bool) -> Iterator[None]:
+    """Who writes a file of this name inside is killed the so-manieth time (from 0), before or after the write."""
+    write, seen = Location.write_bytes, list[str]()
+
+    def counted(self: Location, data: bytes) -> None:
+        now = self.name == name and len(seen) == number
+        seen.extend([self.name] if self.name == name else [])
+        if now and not after:
+            raise KilledError
+        write(self, data)
+        if now:
+            raise KilledError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Location, "write_bytes", counted)
+        try:
+            yield
+        except KilledError:
+            return
+    raise AssertionError(f"nobody was killed: {name} was written {len(seen)} times")
 
 
 class Told(Progress):

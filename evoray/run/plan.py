@@ -14,6 +14,7 @@ from evoray.errors import UserError
 from evoray.evolve import LevelSwitch, OnePlusLambda, Rung, rungs
 from evoray.run.ground import Ground, plan_ground
 from evoray.run.named import as_blocks, configuration_of, resolve_sites
+from evoray.run.problem import check_baseline
 from evoray.settings import MutationRule, Preset, SearchSettings
 from evoray.space import Genotype
 from evoray.store import Location
@@ -115,6 +116,8 @@ def plan_search(settings: SearchSettings, stage: Callable[[str], object] = lambd
     if settings.generations is None:
         settings = settings.model_copy(update={"generations": _generations(settings, ground)})
     start = _start(settings, ground) if settings.init is not None and init is None else None
+    if init is not None:
+        check_baseline(init, ground, settings)
     return SearchPlan(settings, ground, steps, start, init)
 
 

@@ -1,8 +1,9 @@
 """Baselines on real losses: what they ask for is measured by a pool.
 
-Holds: `find_by_baseline`, `Found`.
+Holds: `find_by_baseline`, `check_baseline`, `Found`.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evoray.baselines import Problem, find_baseline
+from evoray.baselines.problem import Influencer, Measurer
 from evoray.cluster import Pool
 from evoray.evaluator import Work
 from evoray.evolve import Purpose, rng
@@ -103,19 +105,53 @@ def find_by_baseline(
     Raises:
         UserError: a baseline that does not apply to this space.
     """
+    measuring = _Measuring(ground, settings, pool, tokens, progress)
+    problem = _problem(name, ground, settings, candidates, measuring.measure, measuring.influences)
+    return Found(find_baseline(name)(problem), measuring.tokens)
+
+
+class _MeasuresError(Exception):
+    """A baseline came so far that it would measure."""
+
+
+def check_baseline(name: str, ground: Ground, settings: ChoiceSettings, *, candidates: int | None = None) -> None:
+    """Sees that a baseline applies, before a worker starts: lets it choose until it would measure.
+
+    Args:
+        name: of the baseline.
+        ground: what it may choose.
+        settings: seed.
+        candidates: for methods that count them.
+
+    Raises:
+        UserError: it does not apply to this space.
+    """
+
+    def measures(*_: object) -> NDArray[np.float64]:
+        raise _MeasuresError
+
+    with contextlib.suppress(_MeasuresError):
+        find_baseline(name)(_problem(name, ground, settings, candidates, measures, measures))
+
+
+def _problem(
+    name: str,
+    ground: Ground,
+    settings: ChoiceSettings,
+    candidates: int | None,
+    measure: Measurer,
+    influences: Influencer,
+) -> Problem:
     manifest = ground.manifest
     stored = manifest if isinstance(manifest, Manifest) else None
-    measuring = _Measuring(ground, settings, pool, tokens, progress)
-    problem = Problem(
+    return Problem(
         space=ground.space,
         errors={layer: file.errors for layer, file in stored.files.items()} if stored is not None else {},
         outliers={layer.name: layer.outliers for layer in stored.layers} if stored is not None else {},
         blocks={layer.name: layer.block for layer in manifest.layers},
         weights={layer.name: layer.out_features * layer.in_features for layer in manifest.layers},
-        measure=measuring.measure,
-        influences=measuring.influences,
+        measure=measure,
+        influences=influences,
         seed=settings.seed,
         candidates=candidates or CANDIDATES.get(name, CANDIDATES["random"]),
     )
-    genotype = find_baseline(name)(problem)
-    return Found(genotype, measuring.tokens)

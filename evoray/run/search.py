@@ -222,7 +222,8 @@ class _Driver:
             parent,
             fitness=row.fitness if row else None,
             generation=row.generation if row else 0,
-            candidate_tokens=self.journal.tokens + self.run.start_tokens(),
+            # A try with a baseline that ended before its first generation may have left a start in this folder.
+            candidate_tokens=self.journal.tokens + (self.run.start_tokens() if self.plan.init is not None else 0),
             seconds=self.journal.seconds,
         )
 

@@ -32,7 +32,10 @@ def site_list(place: str, droppable: Sequence[Droppable]) -> tuple[str, ...]:
     if not lines:
         raise UserError(f"--droppable {place} names nothing; name sites, one a line, or leave it out")
     if all(line in DEPTH_WORDS for line in lines):
-        found = resolve_sites(parse_configuration(text, place), droppable)
+        try:
+            found = resolve_sites(parse_configuration(text, place), droppable)
+        except UserError as error:
+            raise UserError(f"--droppable {place}: {error}") from None
         return tuple(name for name, level in found.items() if level == DROPPED)
     known = {site.name for site in droppable}
     if unknown := [line for line in lines if line not in known]:

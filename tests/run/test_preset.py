@@ -1,0 +1,94 @@
+"""What `--preset evopress` becomes for each budget, on a model with eight blocks and on stores."""
+
+import math
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from searches import Material
+
+from evoray.run.plan import SearchPlan, plan_search
+from evoray.settings import MutationRule, SearchSettings, load_settings
+
+BLOCKS = 8
+"""Of the embedded model."""
+
+
+def planned(tmp_path: Path, **given: Any) -> SearchPlan:
+    usual = {"data": "embedded", "run": str(tmp_path / "run"), "preset": "evopress", "judge_tokens": 512}
+    return plan_search(load_settings(SearchSettings, usual | given))
+
+
+@pytest.mark.parametrize("drop", [1, 3, 4, 7, 8])
+def test_generations_follow_from_what_is_dropped(tmp_path: Path, drop: int) -> None:
+    plan = planned(tmp_path, model="embedded", drop_blocks=drop, search_tokens=32768)
+    # ceil(k (n - k) / 1.5), and one generation where nothing can be traded.
+    exact = Fraction(2 * drop * (BLOCKS - drop), 3)
+    expected = {1: 5, 3: 10, 4: 11, 7: 5, 8: 1}[drop]
+    assert plan.settings.generations == max(1, math.ceil(exact)) == expected
+    assert [(rung.survivors, rung.tokens) for rung in plan.rungs] == [(2, 2048), (1, 32768)]
+    assert plan.settings.offspring == 32
+    assert plan.settings.mutation is MutationRule.equal_steps
+    # A start is drawn and raced for: 64 candidates on 2048 tokens, or as many as there are.
+    race = plan.strategy(None).ask().ask()
+    assert race is not None
+    assert race.tokens == 2048
+    assert len(race.genotypes) == min(64, math.comb(BLOCKS, drop) ** 2)
+    assert len(set(race.genotypes)) == len(race.genotypes)
+
+
+@pytest.mark.parametrize(
+    ("how", "units"), [({"drop_entire_block": True}, BLOCKS), ({"drop_two_consecutive": True}, BLOCKS // 2)]
+)
+def test_blocks_and_pairs_are_counted_as_what_is_dropped(tmp_path: Path, how: dict[str, Any], units: int) -> None:
+    plan = planned(tmp_path, model="embedded", drop_blocks=2, search_tokens=32768, **how)
+    assert len(plan.ground.space.genes) == units
+    assert plan.settings.generations == math.ceil(Fraction(2 * 2 * (units - 2), 3))
+
+
+def test_what_may_not_be_dropped_does_not_count(tmp_path: Path) -> None:
+    # Five attention and three MLP sublayers: n is the larger number.
+    words = ["attn+mlp", "attn", "none", "attn", "mlp", "attn", "attn+mlp", "none"]
+    (tmp_path / "allowed.txt").write_text("\n".join(words) + "\n")
+    plan = planned(
+        tmp_path, model="embedded", drop_blocks=2, search_tokens=32768, droppable=str(tmp_path / "allowed.txt")
+    )
+    assert [gene.budget for gene in plan.ground.space.genes].count(0) == 5
+    assert plan.settings.generations == 2 * 3 / 1.5
+
+
+def test_generations_that_are_given_stay(tmp_path: Path) -> None:
+    plan = planned(tmp_path, model="embedded", drop_blocks=2, search_tokens=32768, generations=3)
+    assert plan.settings.generations == 3
+    without = planned(tmp_path, model="embedded", drop_blocks=2, preset=None, tokens=(64, 128, 256), search_tokens=1024)
+    assert without.settings.generations == 150
+    assert without.settings.initial_candidates == 32
+
+
+def test_a_sparsity_is_searched_as_in_the_paper(deep: Material, tmp_path: Path) -> None:
+    store = deep.with_store(
+        tmp_path / "store", kind="sparsity", method="magnitude", target_sparsity=0.5, steps=2, step_weights=300
+    ).store
+    plan = planned(tmp_path, model=deep.model, store=store, target_sparsity=0.5, search_tokens=65536)
+    settings = plan.settings
+    assert (settings.generations, settings.offspring, settings.switches) == (400, 64, 3)
+    assert [(rung.survivors, rung.tokens) for rung in plan.rungs] == [(8, 2048), (2, 16384), (1, 65536)]
+    assert (settings.tie, settings.mutation) == ("none", MutationRule.equal_steps)
+    # The start is the target itself in every layer, and no race.
+    parent = plan.strategy(None).parent
+    assert parent is not None
+    assert set(plan.ground.space.configuration(parent).values()) == {"0"}
+    offspring = plan.strategy(None).ask().ask()
+    assert offspring is not None
+    assert (len(offspring.genotypes), offspring.tokens) == (64, 2048)
+
+
+def test_bits_are_searched_as_in_the_paper(deep: Material, tmp_path: Path) -> None:
+    plan = planned(tmp_path, model=deep.model, store=deep.store, target_bits=3, search_tokens=131072)
+    settings = plan.settings
+    assert (settings.generations, settings.offspring, settings.switches) == (150, 128, 3)
+    assert [(rung.survivors, rung.tokens) for rung in plan.rungs] == [(16, 2048), (4, 16384), (1, 131072)]
+    assert (settings.tie, settings.mutation) == ("none", MutationRule.equal_steps)
+    # As long as the model reads, which is less than the paper's 8192 tokens.
+    assert settings.sequence_length == 128
