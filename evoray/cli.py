@@ -220,7 +220,7 @@ def _build(settings: BuildSettings) -> None:
 def _search(settings: SearchSettings, as_json: bool) -> None:
     """Find the level of every layer, and what to drop, for a budget: bits, size, sparsity, or sublayers."""
     from evoray.report.dry_run import search_estimate
-    from evoray.report.tables import comparison
+    from evoray.report.tables import certificate
     from evoray.run.search import search
 
     if settings.dry_run:
@@ -235,8 +235,7 @@ def _search(settings: SearchSettings, as_json: bool) -> None:
     if as_json:
         _show_json({"run": result.run, "reason": result.reason, **result.best})
         return
-    held_out = result.best["held_out"]
-    _show(comparison(held_out["candidates"], held_out["tokens"]))
+    _show(certificate(result.best["held_out"]))
     _show(f"{result.reason}; the result is in {result.run}/best.json")
 
 
@@ -249,7 +248,7 @@ def _search(settings: SearchSettings, as_json: bool) -> None:
 )
 def _baseline(settings: BaselineSettings, as_json: bool) -> None:
     """What a search has to beat, for the same budget and in the same form: uniform, random, dp, owl, scores, ..."""
-    from evoray.report.tables import comparison
+    from evoray.report.tables import certificate
     from evoray.run.baseline import run_baseline
 
     with _progress() as progress:
@@ -257,8 +256,7 @@ def _baseline(settings: BaselineSettings, as_json: bool) -> None:
     if as_json:
         _show_json({"run": result.run, "reason": result.reason, **result.best})
         return
-    held_out = result.best["held_out"]
-    _show(comparison(held_out["candidates"], held_out["tokens"]))
+    _show(certificate(result.best["held_out"]))
     _show(f"{result.reason}; the result is in {result.run}/best.json")
 
 
@@ -323,13 +321,12 @@ def _demo(
 
     Example: evoray demo
     """
-    from evoray.report.tables import comparison
+    from evoray.report.tables import certificate
     from evoray.run.demo import run_demo
 
     with _progress() as progress:
         result = run_demo(folder, workers, progress)
-    held_out = result.best["held_out"]
-    _show(comparison(held_out["candidates"], held_out["tokens"]))
+    _show(certificate(result.best["held_out"]))
     _show(f"variants: {folder}/store\nrun:      {result.run}\nresult:   {result.run}/best.json")
     program, place = _program(), shlex.quote(folder)
     _show(f"look:     {program} inspect {place}/run")

@@ -230,7 +230,7 @@ def test_search_prints_its_result(call: Call, material: Material, finished: Path
     assert table.code == 0
     assert f"the result is in {finished}/best.json" in table.out
     rows = [line for line in table.out.splitlines() if line.startswith("│")]
-    assert [row.split("│")[1].strip() for row in rows] == ["found", "start", "uniform"]
+    assert [row.split("│")[1].strip() for row in rows] == ["found", "start", "uniform", "dp"]
     assert "\x1b" not in table.out + table.err
     shown = json.loads(call(*again, "--json").out)
     assert shown["run"] == str(finished)

@@ -1,6 +1,6 @@
 """Tables for the terminal, each with the same numbers for programs.
 
-Holds: `comparison`, `inspect`, `evaluation_table`, `human_bytes`.
+Holds: `comparison`, `certificate`, `inspect`, `evaluation_table`, `human_bytes`.
 """
 
 from collections import Counter
@@ -57,6 +57,16 @@ def comparison(candidates: Mapping[str, Mapping[str, Any]], tokens: int) -> Tabl
             better,
         )
     return table
+
+
+def certificate(held_out: Mapping[str, Any]) -> RenderableType:
+    """`comparison` with what a reader must not overlook.
+
+    Args:
+        held_out: of a best.json.
+    """
+    doubts = [Text(f"note: {doubt}") for doubt in held_out.get("doubts", ())]
+    return Group(comparison(held_out["candidates"], held_out["tokens"]), *doubts)
 
 
 def evaluation_table(evaluation: "Evaluation") -> Table:
@@ -160,7 +170,7 @@ def _run(location: Location) -> tuple[RenderableType, dict[str, Any]]:
         missing = f"{BEST} is missing: run the same search again, which writes it"
         parts.append(Text(missing if rows else "no generation is finished yet"))
     elif "held_out" in best:
-        parts.append(comparison(best["held_out"]["candidates"], best["held_out"]["tokens"]))
+        parts.append(certificate(best["held_out"]))
     else:
         parts.append(Text(f"fitness {best['fitness']['nats_per_token']}, not judged yet: run the search to its end"))
     if best is not None:

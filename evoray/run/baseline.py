@@ -16,7 +16,7 @@ from evoray.run.log import LOG, DriverLog
 from evoray.run.named import read_best
 from evoray.run.problem import check_baseline, find_by_baseline
 from evoray.run.progress import Progress
-from evoray.settings import BaselineSettings
+from evoray.settings import BaselineSettings, command_of
 
 
 def run_baseline(settings: BaselineSettings, progress: Progress | None = None) -> SearchResult:
@@ -83,6 +83,7 @@ def run_baseline(settings: BaselineSettings, progress: Progress | None = None) -
                 generation=0,
                 candidate_tokens=found.candidate_tokens,
                 seconds=time.monotonic() - began,
+                command=command_of("baseline", settings, {}),
             ) | {"baseline": settings.method}
             named = {"found": found.genotype, "uniform": uniform(ground.space)}
             best["held_out"] = judged_candidates(ground, settings, pool, named, log)

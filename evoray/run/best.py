@@ -1,6 +1,6 @@
 """What best.json says: a configuration, its exact costs, its fitness, where it comes from, and how it is judged.
 
-Holds: `SearchResult`, `best_record`, `judged_candidates`.
+Holds: `SearchResult`, `best_record`, `judged_candidates`, `doubts`.
 """
 
 from collections.abc import Mapping
@@ -46,6 +46,7 @@ def best_record(
     generation: int,
     candidate_tokens: int,
     seconds: float,
+    command: str,
 ) -> dict[str, Any]:
     """best.json without what judging adds.
 
@@ -58,6 +59,7 @@ def best_record(
         generation: that found it; 0 for a baseline.
         candidate_tokens: that it took.
         seconds: that it took.
+        command: that gives the result again.
     """
     return {
         "configuration": ground.space.configuration(genotype),
@@ -67,6 +69,7 @@ def best_record(
         "candidate_tokens": candidate_tokens,
         "seconds": seconds,
         "seed": settings.seed,
+        "command": command,
         "model": settings.model,
         "revision": ground.facts.revision,
         "store": settings.store,
@@ -112,4 +115,30 @@ def judged_candidates(
         "data": settings.judge_data or settings.data,
         "tokens": ground.judge_text.tokens,
         "candidates": candidates,
+        "doubts": doubts(candidates, inverted=settings.invert),
     }
+
+
+def doubts(candidates: Mapping[str, Mapping[str, Any]], *, inverted: bool = False) -> list[str]:
+    """What a reader must not overlook: each candidate than which `found` is not better beyond the 95% interval.
+
+    Args:
+        candidates: name -> figures, as in best.json.
+        inverted: the search was for the worst.
+    """
+    found, said = candidates["found"], []
+    for name, figures in candidates.items():
+        gain, width = -figures["found_minus_this_kl"], figures["interval_95"]
+        if name == "found" or (-gain if inverted else gain) > width:
+            continue
+        if gain == width == 0:
+            said.append(f"found is no other than {name}")
+            continue
+        worse = gain > width if inverted else -gain > width
+        asked = "worse" if inverted else "better"
+        judgement = f"is {'better' if inverted else 'worse'} than" if worse else f"is not {asked} than"
+        said.append(
+            f"found {judgement} {name}: KL {found['kl']:.5f} against {figures['kl']:.5f} nats/token, "
+            f"difference {abs(gain):.5f} ± {width:.5f} (95%)"
+        )
+    return said

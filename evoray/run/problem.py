@@ -1,6 +1,6 @@
 """Baselines on real losses: what they ask for is measured by a pool.
 
-Holds: `find_by_baseline`, `check_baseline`, `Found`.
+Holds: `find_by_baseline`, `check_baseline`, `least_errors`, `Found`.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from evoray.baselines import Problem, find_baseline
 from evoray.baselines.problem import Influencer, Measurer
 from evoray.cluster import Pool
+from evoray.errors import UserError
 from evoray.evaluator import Work
 from evoray.evolve import Purpose, rng
 from evoray.fitness import Fitness
@@ -132,6 +133,17 @@ def check_baseline(name: str, ground: Ground, settings: ChoiceSettings, *, candi
 
     with contextlib.suppress(_MeasuresError):
         find_baseline(name)(_problem(name, ground, settings, candidates, measures, measures))
+
+
+def least_errors(ground: Ground, settings: ChoiceSettings) -> Genotype | None:
+    """The choice of the baseline dp, which measures nothing; None where it does not apply."""
+
+    def measures(*_: object) -> NDArray[np.float64]:
+        raise AssertionError("dp measures nothing")
+
+    with contextlib.suppress(UserError):
+        return find_baseline("dp")(_problem("dp", ground, settings, None, measures, measures))
+    return None
 
 
 def _problem(

@@ -20,10 +20,10 @@ from evoray.run.journal import GenerationRecord, GenerationRow, Journal
 from evoray.run.log import LOG, DriverLog
 from evoray.run.named import read_best
 from evoray.run.plan import SearchPlan, plan_search
-from evoray.run.problem import find_by_baseline
+from evoray.run.problem import find_by_baseline, least_errors
 from evoray.run.progress import Progress
 from evoray.run.teacher import TaughtText, teach_text
-from evoray.settings import SearchSettings
+from evoray.settings import SearchSettings, command_of
 from evoray.space import Genotype
 from evoray.tokens import draw_batches
 
@@ -225,14 +225,17 @@ class _Driver:
             # A try with a baseline that ended before its first generation may have left a start in this folder.
             candidate_tokens=self.journal.tokens + (self.run.start_tokens() if self.plan.init is not None else 0),
             seconds=self.journal.seconds,
+            command=command_of("search", self.plan.settings, {"generations": row.generation if row else 0}),
         )
 
     def conclude(self) -> dict[str, Any]:
-        """Judges found beside start and uniform on the held-out text, and writes best.json."""
+        """Judges found beside start, uniform and dp on the held-out text, and writes best.json."""
         parent = self.strategy.parent
         assert parent is not None
         best = self._best(self.journal.rows[-1] if self.journal.rows else None)
         named = {"found": parent, "start": self._start(), "uniform": uniform(self.ground.space)}
+        if (by_errors := least_errors(self.ground, self.plan.settings)) is not None:
+            named["dp"] = by_errors
         best["held_out"] = judged_candidates(self.ground, self.plan.settings, self.pool, named, self.progress)
         self.run.write_best(best)
         return best

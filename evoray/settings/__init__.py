@@ -3,13 +3,14 @@
 Holds:
     fields: `Settings` and the groups of fields that verbs share
     build: `BuildSettings`; choice: `SearchSettings`, `BaselineSettings`; results: `EvalSettings`, `ExportSettings`
-    presets: the defaults of `--preset`; loading: `load_settings`, `read_yaml`
+    presets: the defaults of `--preset`; loading: `load_settings`, `read_yaml`; command: `command_of`
 
 A field's description is its help on the command line, and its name is its flag.
 """
 
 from evoray.settings.build import BuildSettings
 from evoray.settings.choice import TARGETS, BaselineSettings, ChoiceSettings, SearchSettings
+from evoray.settings.command import command_of
 from evoray.settings.fields import (
     BOUNDARY_BYTES,
     TOP_K,
@@ -50,6 +51,7 @@ __all__ = [
     "Settings",
     "TextSettings",
     "WorkSettings",
+    "command_of",
     "flag",
     "load_settings",
     "read_yaml",

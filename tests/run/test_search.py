@@ -177,4 +177,4 @@ def test_best_is_what_the_journal_says_after_every_generation(
     checks = Checks()
     found = search(material.settings(tmp_path), checks)
     assert checks.generations == [0, 1, 2, 3, 4]
-    assert set(found.best["held_out"]["candidates"]) == {"found", "start", "uniform"}
+    assert set(found.best["held_out"]["candidates"]) == {"found", "start", "uniform", "dp"}
