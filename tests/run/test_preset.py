@@ -29,7 +29,7 @@ def test_generations_follow_from_what_is_dropped(tmp_path: Path, drop: int) -> N
     assert plan.settings.generations == max(1, math.ceil(exact)) == expected
     assert [(rung.survivors, rung.tokens) for rung in plan.rungs] == [(2, 2048), (1, 32768)]
     assert plan.settings.offspring == 32
-    assert plan.settings.mutation is MutationRule.equal_steps
+    assert plan.settings.mutation is MutationRule.budget
     # A start is drawn and raced for: 64 candidates on 2048 tokens, or as many as there are.
     race = plan.strategy(None).ask().ask()
     assert race is not None
@@ -74,7 +74,7 @@ def test_a_sparsity_is_searched_as_in_the_paper(deep: Material, tmp_path: Path) 
     settings = plan.settings
     assert (settings.generations, settings.offspring, settings.switches) == (400, 64, 3)
     assert [(rung.survivors, rung.tokens) for rung in plan.rungs] == [(8, 2048), (2, 16384), (1, 65536)]
-    assert (settings.tie, settings.mutation) == ("none", MutationRule.equal_steps)
+    assert (settings.tie, settings.mutation) == ("none", MutationRule.budget)
     # The start is the target itself in every layer, and no race.
     parent = plan.strategy(None).parent
     assert parent is not None
