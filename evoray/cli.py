@@ -23,7 +23,7 @@ from pydantic import BeforeValidator
 from pydantic_core import PydanticUndefined
 from rich.console import Console
 
-from evoray.errors import EvorayError
+from evoray.errors import EvorayError, UserError
 from evoray.settings import (
     BaselineSettings,
     BuildSettings,
@@ -37,6 +37,9 @@ from evoray.settings import (
 
 PIPE_WIDTH = 2000
 """Columns where the output is no terminal: no table of ours is wider, so none is cut or wrapped."""
+
+MONOTONICITY = "monotonicity"
+"""What `inspect` takes in the place of a place; a run directory follows."""
 
 PIPE_HELP_WIDTH = 110
 """The same for help, which fills its width."""
@@ -293,7 +296,15 @@ def _export(settings: ExportSettings) -> None:
 
 @app.command("inspect")
 def _inspect(
-    place: Annotated[str, typer.Argument(help="A store, a run directory, or a file of `layer: level` lines.")],
+    place: Annotated[
+        str,
+        typer.Argument(help="A store, a run directory, or a file of `layer: level` lines; or the word monotonicity."),
+    ],
+    run: Annotated[
+        str | None,
+        typer.Argument(help="Run whose layer errors are compared with losses.", show_default=False),
+    ] = None,
+    plot: Annotated[str | None, typer.Option(help="Draws what monotonicity found: a .png, .svg or .pdf.")] = None,
     store: Annotated[str | None, typer.Option(help="Prices a configuration by the variants of this store.")] = None,
     model: Annotated[str | None, typer.Option(help="Prices what a configuration drops of this model.")] = None,
     as_json: _Json = False,
@@ -302,12 +313,34 @@ def _inspect(
 ) -> None:
     """Show what is in a store, a run or a configuration.
 
+    `inspect monotonicity RUN` counts pairs of candidates of which one has less error in its layers and more loss.
+
     Example: evoray inspect run
     """
+    if place == MONOTONICITY and run is not None:
+        _monotonicity(run, plot, as_json)
+        return
+    if run is not None or plot is not None:
+        given = run if run is not None else "--plot"
+        raise UserError(f"{given} goes with evoray inspect {MONOTONICITY} RUN; leave it out, or write that")
     from evoray.report.tables import inspect
 
     table, found = inspect(place, store, model)
     _show_json(found) if as_json else _show(table)
+
+
+def _monotonicity(run: str, plot: str | None, as_json: bool) -> None:
+    from evoray.report.monotonicity import monotonicity_figures, monotonicity_plot, monotonicity_table
+    from evoray.run.monotonicity import monotonicity
+
+    found = monotonicity(run)
+    drawn = monotonicity_plot(found, plot) if plot is not None else None
+    if as_json:
+        _show_json(monotonicity_figures(found) | {"plot": str(drawn) if drawn is not None else None})
+        return
+    _show(monotonicity_table(found))
+    if drawn is not None:
+        _show(f"drawn: {drawn}")
 
 
 @app.command("demo")

@@ -23,6 +23,9 @@ from evoray.store.manifest import BUILDING, MANIFEST
 if TYPE_CHECKING:
     from evoray.run.evaluate import Evaluation
 
+IMPORTED = "evopress"
+"""The method of stores that were made from a folder of EvoPress."""
+
 BLOCKS_BESIDE = 16
 """Blocks in one table of levels: such a table fits a terminal of 80 columns."""
 
@@ -43,15 +46,22 @@ def comparison(candidates: Mapping[str, Mapping[str, Any]], tokens: int) -> Tabl
         tokens: held-out tokens they were judged on.
     """
     table = Table(title=f"judged on {tokens:,} held-out tokens", title_justify="left")
-    for column in ("", "bits", "bpw", "size", "KL [nats/token]", "perplexity", "found better by (95%)"):
+    # Only where there is some: most searches make no zeros.
+    sparse = any(row.get("sparsity", 0) for row in candidates.values())
+    costs = ("bits", "bpw", "size", *(["sparsity"] if sparse else []))
+    for column in ("", *costs, "KL [nats/token]", "perplexity", "found better by (95%)"):
         table.add_column(column, justify="left" if not column else "right")
     for name, row in candidates.items():
-        better = "" if name == "found" else f"{-row['found_minus_this_kl']:.5f} ± {row['interval_95']:.5f}"
+        difference, width = -row["found_minus_this_kl"], row["interval_95"]
+        better = (
+            "" if name == "found" else "the same" if difference == width == 0 else f"{difference:.5f} ± {width:.5f}"
+        )
         table.add_row(
             name,
             f"{row['bits']:.4f}",
             f"{row['bpw']:.4f}",
             human_bytes(row["size"]),
+            *([f"{row['sparsity']:.4f}"] if sparse else []),
             f"{row['kl']:.5f}",
             f"{row['perplexity']:.4f}",
             better,
@@ -74,19 +84,21 @@ def evaluation_table(evaluation: "Evaluation") -> Table:
     table = Table(
         title=f"judged on {evaluation.tokens:,} tokens of {evaluation.documents:,} documents", title_justify="left"
     )
-    for column in ("", "bits", "bpw", "size", "KL [nats/token]", "perplexity"):
-        table.add_column(column, justify="left" if not column else "right")
     costs = evaluation.costs
+    sparse = costs is not None and costs.sparsity > 0
+    for column in ("", "bits", "bpw", "size", *(["sparsity"] if sparse else []), "KL [nats/token]", "perplexity"):
+        table.add_column(column, justify="left" if not column else "right")
     if costs is not None:
         table.add_row(
             "configuration",
             f"{costs.bits:.4f}",
             f"{costs.bpw:.4f}",
             human_bytes(costs.size),
+            *([f"{costs.sparsity:.4f}"] if sparse else []),
             f"{evaluation.kl:.5f}",
             f"{evaluation.perplexity:.4f}",
         )
-    table.add_row("base model", "", "", "", "0", f"{evaluation.base_perplexity:.4f}")
+    table.add_row("base model", *[""] * (4 if sparse else 3), "0", f"{evaluation.base_perplexity:.4f}")
     return table
 
 
@@ -127,27 +139,45 @@ def _store(manifest: Manifest, place: str) -> tuple[RenderableType, dict[str, An
     facts = {
         "store": place,
         "model": f"{manifest.model} ({manifest.dtype}, weights {manifest.weights_digest[:12]})",
-        "kind": f"{manifest.kind} by {manifest.method}, groups of {manifest.group_size}, "
-        + ("symmetric" if manifest.symmetric else "asymmetric"),
-        "levels": ", ".join(manifest.levels),
+        "kind": _made(manifest),
+        "levels": _levels_of(manifest),
         "layers": f"{len(manifest.layers)} in {blocks} blocks, {weights:,} weights",
-        "scales": manifest.scale_dtype,
+        **({} if manifest.kind == "sparsity" else {"scales": manifest.scale_dtype}),
         "cost_format": manifest.cost_format,
         "digest": manifest.digest[:12],
     }
     table = Table(title="the whole model at one level", title_justify="left")
-    for column in ("level", "bits", "bpw", "size"):
+    for column in ("level", "bits", "bpw", "size", "sparsity"):
         table.add_column(column, justify="right")
     levels = {}
     for level in manifest.levels:
         if any(level not in layer.costs for layer in manifest.layers):
             continue
         costs = configuration_costs(manifest, {layer.name: level for layer in manifest.layers})
-        levels[level] = {"bits": costs.bits, "bpw": costs.bpw, "size": costs.size}
-        table.add_row(level, f"{costs.bits:.4f}", f"{costs.bpw:.4f}", human_bytes(costs.size))
+        levels[level] = {"bits": costs.bits, "bpw": costs.bpw, "size": costs.size, "sparsity": costs.sparsity}
+        sparsity = f"{costs.sparsity:.4f}" if costs.sparsity else ""
+        table.add_row(level, f"{costs.bits:.4f}", f"{costs.bpw:.4f}", human_bytes(costs.size), sparsity)
     found = manifest.model_dump(mode="json", exclude={"layers", "files", "documents"})
     found |= {"store": place, "digest": manifest.digest, "layers": len(manifest.layers), "blocks": blocks}
     return Group(_facts(facts), table), {**found, "weights": weights, "whole": levels}
+
+
+def _made(manifest: Manifest) -> str:
+    if manifest.method == IMPORTED:
+        return f"{manifest.kind} imported from EvoPress: weights without codes, so no packed exports"
+    if manifest.kind == "sparsity":
+        return f"sparsity by {manifest.method}, kept as masks and values"
+    symmetry = "symmetric" if manifest.symmetric else "asymmetric"
+    return f"{manifest.kind} by {manifest.method}, groups of {manifest.group_size}, {symmetry}"
+
+
+def _levels_of(manifest: Manifest) -> str:
+    levels, step = ", ".join(manifest.levels), manifest.settings.get("step_weights")
+    if step is None:
+        return levels
+    return (
+        f"{levels}: steps of {step:,} weights in every layer away from sparsity {manifest.settings['target_sparsity']}"
+    )
 
 
 def _run(location: Location) -> tuple[RenderableType, dict[str, Any]]:
@@ -214,7 +244,11 @@ def _priced(configuration: Configuration, store: str | None, model: str | None) 
 
 
 def _levels(configuration: Mapping[str, str]) -> RenderableType:
-    """Kinds of layers as rows, blocks as columns: the allocation at a glance."""
+    """Kinds of layers as rows, blocks as columns: the allocation at a glance. A dropped sublayer is an x, a kept one a
+    dot."""
+    dropped = [site for site, level in configuration.items() if level == DROPPED]
+    said = [Text(f"dropped: {', '.join(dropped)}")] if dropped else []
+    configuration = {site: {DROPPED: "x", KEPT: "."}.get(level, level) for site, level in configuration.items()}
     grid: dict[str, dict[int, str]] = {}
     for layer, level in configuration.items():
         parts = layer.split(".")
@@ -233,4 +267,4 @@ def _levels(configuration: Mapping[str, str]) -> RenderableType:
             if any(block in row for block in shown):
                 table.add_row(kind, *[row.get(block, "") for block in shown])
         tables.append(table)
-    return Group(*tables)
+    return Group(*tables, *said)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console, RenderableType
-from searches import Material
+from searches import WITHOUT_STORE, Material
 
 from evoray.errors import UserError
 from evoray.report.tables import human_bytes, inspect
@@ -42,7 +42,7 @@ def test_a_store(material: Material) -> None:
     assert json.loads(json.dumps(found))["levels"] == ["2", "3", "4"]
     assert (found["layers"], found["digest"]) == (len(manifest.layers), manifest.digest)
     costs = configuration_costs(manifest, {layer.name: "3" for layer in manifest.layers})
-    assert found["whole"]["3"] == {"bits": 3.0, "bpw": costs.bpw, "size": costs.size}
+    assert found["whole"]["3"] == {"bits": 3.0, "bpw": costs.bpw, "size": costs.size, "sparsity": 0.0}
     assert any(f"{costs.bpw:.4f}" in line and human_bytes(costs.size) in line for line in text(shown))
 
 
@@ -122,3 +122,32 @@ def test_what_is_none_of_these(tmp_path: Path) -> None:
         inspect(str(tmp_path))
     with pytest.raises(UserError, match="no configuration at"):
         inspect(str(tmp_path / "nope"))
+
+
+def test_sparsity_has_a_column_where_there_is_some(material: Material, tmp_path: Path) -> None:
+    plain, _ = inspect(material.store)
+    assert not any("0.0000" in line for line in text(plain)), "no zeros are made by quantization"
+    made = material.with_store(
+        tmp_path / "store", kind="sparsity", method="magnitude", target_sparsity=0.5, steps=1, step_weights=100
+    )
+    shown, found = inspect(made.store)
+    lines = text(shown, width=120)
+    assert any("steps of 100 weights in every layer away from sparsity 0.5" in line for line in lines)
+    assert not any("groups of" in line for line in lines)
+    kept = sum(layer.costs["0"].kept for layer in VariantStore.open(made.store).manifest.layers)
+    assert found["whole"]["0"]["sparsity"] == 1 - kept / found["weights"]
+    assert any(
+        line.split("│")[-2].strip() == f"{1 - kept / found['weights']:.4f}" for line in lines if "│   0 │" in line
+    )
+
+
+def test_what_is_dropped_is_named_and_crossed_out(material: Material, tmp_path: Path) -> None:
+    result = search(material.settings(tmp_path, **WITHOUT_STORE, drop_blocks=1, generations=1))
+    lines = text(inspect(str(tmp_path))[0], width=120)
+    dropped = [site for site, level in result.configuration.items() if level == "dropped"]
+    assert len(dropped) == 2
+    assert f"dropped: {', '.join(dropped)}" in lines
+    assert sum(line.split()[1:].count("x") for line in lines if line.startswith(("self_attn ", "mlp "))) == 2
+    sparsity = result.best["sparsity"]
+    assert any("sparsity" in line for line in lines)
+    assert any("│ found" in line and f"{sparsity:.4f}" in line for line in lines)
