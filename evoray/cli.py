@@ -198,7 +198,7 @@ def _verb(kind: type[Settings], name: str, example: str, *, as_json: bool = Fals
 @_verb(
     BuildSettings,
     "build",
-    "evoray build --model meta-llama/Llama-3.1-8B --data wikitext:wikitext-2-raw-v1 --store variants",
+    "evoray build --model meta-llama/Llama-3.1-8B --data fineweb-edu --store variants",
 )
 def _build(settings: BuildSettings) -> None:
     """Make the variants of every layer: quantized, sparse, or both, at each of several levels."""

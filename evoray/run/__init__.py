@@ -11,6 +11,7 @@
 `problem.py`: baselines on real losses.
 `build.py`, `baseline.py`, `evaluate.py`, `export.py`: the verbs build, baseline, eval and export.
 `tasks.py`: lm-eval's tasks.
+`monotonicity.py`: `monotonicity`: sums of layer errors against the losses of a run.
 `named.py`: `configuration_of`: which configuration a path names.
 `bare.py`: a model without a store. `sites.py`: files that name what may be dropped.
 `progress.py`: what a person sees meanwhile.

@@ -55,7 +55,9 @@ class BuildSettings(ModelSettings):
         "compressed-tensors", description="How bytes are counted."
     )
     data: str | None = Field(
-        None, description="Hessian text: a file, a folder, `embedded`, or NAME[:config][:split][:column]."
+        None,
+        description="Hessian text: a file, a folder, `embedded`, wikitext2, c4, fineweb-edu, or "
+        "NAME[:config][:split][:column] of the hub.",
     )
     hessian_tokens: int = Field(262144, ge=64, description="Most tokens of Hessian text.")
     hessian_inputs: Literal["base", "quantized"] = Field(

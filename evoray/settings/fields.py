@@ -120,7 +120,10 @@ class ModelSettings(Settings):
 class TextSettings(Settings):
     """Which text, and how it is cut."""
 
-    data: str = Field(description="Text: a file, a folder, `embedded`, or NAME[:config][:split][:column] of the hub.")
+    data: str = Field(
+        description="Text: a file, a folder, `embedded`, wikitext2, c4, fineweb-edu, or NAME[:config][:split][:column] "
+        "of the hub."
+    )
     sequence_length: int | None = Field(
         None, ge=8, description="Most tokens of a block. Default: 512, or what the model reads."
     )
