@@ -124,13 +124,14 @@ class _Kept:
 def searching_with(pool: Pool | None) -> Iterator[None]:
     """Searches and baselines inside work with this pool, and leave it open; None: opening a pool is a mistake."""
 
-    def hand_out(*_: Any, **__: Any) -> _Kept:
+    def hand_out(settings: SearchSettings, _spec: object, _memory: object, progress: Progress) -> _Kept:
         assert pool is not None, "a pool was opened"
+        progress.starting(settings.workers)(1.0)
         return _Kept(pool)
 
     with pytest.MonkeyPatch.context() as patch:
         for verb in ("search", "baseline"):
-            patch.setattr(f"evoray.run.{verb}.open_pool", hand_out)
+            patch.setattr(f"evoray.run.{verb}.started_pool", hand_out)
         yield
 
 

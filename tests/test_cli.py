@@ -50,14 +50,12 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pool opened or a model loaded is a mistake: what is wrong is found before."""
     import evoray.export.hf
     import evoray.run.build
-    import evoray.run.evaluate
-    import evoray.run.search
+    import evoray.run.workers
 
     def started(*_: object, **__: object) -> None:
         raise AssertionError("started too early")
 
-    monkeypatch.setattr(evoray.run.search, "open_pool", started)
-    monkeypatch.setattr(evoray.run.evaluate, "open_pool", started)
+    monkeypatch.setattr(evoray.run.workers, "open_pool", started)
     monkeypatch.setattr(evoray.run.build, "load_model", started)
     monkeypatch.setattr(evoray.export.hf, "load_model", started)
 

@@ -7,7 +7,6 @@ import time
 from dataclasses import asdict
 
 from evoray.baselines import find_baseline, uniform
-from evoray.cluster import open_pool
 from evoray.errors import UserError
 from evoray.run.best import SearchResult, best_record, judged_candidates
 from evoray.run.directory import RunDirectory
@@ -16,6 +15,7 @@ from evoray.run.log import LOG, DriverLog
 from evoray.run.named import read_best
 from evoray.run.problem import check_baseline, find_by_baseline
 from evoray.run.progress import Progress
+from evoray.run.workers import started_pool
 from evoray.settings import BaselineSettings, command_of
 
 
@@ -47,22 +47,7 @@ def run_baseline(settings: BaselineSettings, progress: Progress | None = None) -
             return SearchResult(str(run.location), best, reason)
         check_baseline(settings.method, ground, settings, candidates=settings.candidates)
         log = DriverLog(run / LOG, progress)
-        started = log.starting(settings.workers)
-        with (
-            log,
-            open_pool(
-                ground.spec,
-                workers=settings.workers,
-                address=settings.address,
-                allow_mixed=settings.allow_mixed,
-                wait=settings.wait,
-                memory=ground.memory,
-                note=log.note,
-            ) as pool,
-        ):
-            started(1.0)
-            for note in pool.notes:
-                log.note(f"note: {note}")
+        with log, started_pool(settings, ground.spec, ground.memory, log) as pool:
             run.settle_device(asdict(pool.record), settings.allow_mixed)
             began = time.monotonic()
             found = find_by_baseline(

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from evoray.cluster import open_pool
 from evoray.configuration import DROPPED, KEPT, Configuration
 from evoray.model import Droppable, Facts, checkpoint_facts, load_tokenizer
 from evoray.run.bare import bare_manifest
@@ -18,7 +17,7 @@ from evoray.run.judge import Judgement, judge
 from evoray.run.named import configuration_of, resolve_sites, with_sources
 from evoray.run.progress import Progress
 from evoray.run.tasks import TaskScore, find_tasks, run_tasks
-from evoray.run.workers import located, worker_memory, worker_spec
+from evoray.run.workers import located, started_pool, worker_memory, worker_spec
 from evoray.settings import EvalSettings
 from evoray.space import Costs, configuration_costs, judging_rows
 from evoray.space.costs import check_configuration
@@ -150,17 +149,5 @@ def _judged(
     """The base model's judgement first, the configuration's last."""
     manifest = store.manifest if store is not None else None
     spec = replace(worker_spec(settings, facts, settings.store), droppable=tuple(site.name for site in dropped))
-    started = progress.starting(settings.workers)
-    with open_pool(
-        spec,
-        workers=settings.workers,
-        address=settings.address,
-        allow_mixed=settings.allow_mixed,
-        wait=settings.wait,
-        memory=worker_memory(settings, facts, manifest),
-        note=progress.note,
-    ) as pool:
-        started(1.0)
-        for note in pool.notes:
-            progress.note(f"note: {note}")
+    with started_pool(settings, spec, worker_memory(settings, facts, manifest), progress) as pool:
         return judge(pool, rows_NL, text, tokens_per_pass=settings.tokens_per_pass, progress=progress.stage("judging"))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from evoray.baselines import uniform
-from evoray.cluster import Pool, open_pool
+from evoray.cluster import Pool
 from evoray.errors import UserError
 from evoray.evolve import Measurement, OnePlusLambda, Purpose, RaceResult, rng
 from evoray.run.best import SearchResult, best_record, judged_candidates
@@ -23,6 +23,7 @@ from evoray.run.plan import SearchPlan, plan_search
 from evoray.run.problem import find_by_baseline, least_errors
 from evoray.run.progress import Progress
 from evoray.run.teacher import TaughtText, teach_text
+from evoray.run.workers import started_pool
 from evoray.settings import SearchSettings, command_of
 from evoray.space import Genotype
 from evoray.tokens import draw_batches
@@ -52,22 +53,7 @@ def search(settings: SearchSettings, progress: Progress | None = None) -> Search
         log = DriverLog(run / LOG, progress)
         if journal.rows:
             log.note(f"going on with {run.location} after generation {journal.rows[-1].generation}")
-        started = log.starting(settings.workers)
-        with (
-            log,
-            open_pool(
-                plan.ground.spec,
-                workers=settings.workers,
-                address=settings.address,
-                allow_mixed=settings.allow_mixed,
-                wait=settings.wait,
-                memory=plan.ground.memory,
-                note=log.note,
-            ) as pool,
-        ):
-            started(1.0)
-            for note in pool.notes:
-                log.note(f"note: {note}")
+        with log, started_pool(settings, plan.ground.spec, plan.ground.memory, log) as pool:
             run.settle_device(asdict(pool.record), settings.allow_mixed)
             if plan.init is not None and start is None:
                 start = _start_of_baseline(plan, run, pool, log)

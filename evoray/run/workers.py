@@ -1,13 +1,16 @@
 """How the workers of a verb are built, from its settings.
 
-Holds: `located`, `worker_spec`, `worker_memory`.
+Holds: `located`, `worker_spec`, `worker_memory`, `started_pool`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
-from evoray.cluster import WorkerSpec
+from evoray.cluster import Pool, WorkerSpec, open_pool
 from evoray.cluster.capacity import HostMemory
 from evoray.model import Facts, model_folder
+from evoray.run.progress import Progress
 from evoray.settings import TOP_K, ChoiceSettings, EvalSettings
 from evoray.store import Location, Manifest
 
@@ -63,3 +66,35 @@ def worker_memory(settings: ChoiceSettings | EvalSettings, facts: Facts, manifes
     layers = [layer.dense_bytes * width for layer in manifest.layers] if manifest else []
     variants = min(settings.variant_memory, sum(layers) * len(manifest.levels)) if manifest else 0
     return HostMemory(int(base + variants + 300 * MIB), int(variants), int(max(layers, default=0)))
+
+
+@contextmanager
+def started_pool(
+    settings: ChoiceSettings | EvalSettings, spec: WorkerSpec, memory: HostMemory, progress: Progress
+) -> Iterator[Pool]:
+    """The workers of a verb, while it needs them.
+
+    Args:
+        settings: how many, where, and how long to wait.
+        spec: how each is built.
+        memory: bytes of host memory each asks for.
+        progress: told that they start, and what they say of the model.
+
+    Raises:
+        UserError: no such cluster, or workers that can't load what the spec names.
+        EvorayError: no worker in time.
+    """
+    started = progress.starting(settings.workers)
+    with open_pool(
+        spec,
+        workers=settings.workers,
+        address=settings.address,
+        allow_mixed=settings.allow_mixed,
+        wait=settings.wait,
+        memory=memory,
+        note=progress.note,
+    ) as pool:
+        started(1.0)
+        for note in pool.notes:
+            progress.note(f"note: {note}")
+        yield pool

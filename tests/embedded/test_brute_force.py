@@ -94,7 +94,7 @@ def test_brute_force_and_a_short_search_find_the_optimum(
                 **COMMON,
                 run=str(tmp_path / "search"),
                 init=str(tmp_path / "worst.txt"),
-                generations=6,
+                generations=12,
                 population=2,
                 offspring=10,
                 survivors=(2,),

@@ -141,7 +141,7 @@ def test_relative_paths_are_made_absolute_once(
     monkeypatch.chdir(tmp_path)
     with LocalPool(material.spec) as own, pytest.MonkeyPatch.context() as patch:
         specs = list[WorkerSpec]()
-        patch.setattr("evoray.run.evaluate.open_pool", lambda spec, **_: specs.append(spec) or own)
+        patch.setattr("evoray.run.workers.open_pool", lambda spec, **_: specs.append(spec) or own)
         evaluate(EvalSettings(configuration="run", data=material.text, eval_tokens=128, sequence_length=64, workers=0))
     assert [(spec.model, spec.store) for spec in specs] == [(material.model, material.store)]
 
