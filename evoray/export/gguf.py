@@ -14,8 +14,8 @@ multiple of 32 to F16. What is written here is what it would fall back to.
 
 `--tensor-type-file` takes `regex=type` words between white space, with no comments. Each expression is a std::regex,
 put in lower case and looked for anywhere in a tensor's name; the first that is found counts. So ours are anchored on
-both sides and name each tensor once. They hold only under a quantized type on the command line, and not for embeddings and
-head, which have flags of their own.
+both sides and name each tensor once. They hold only under a quantized type on the command line, and not for embeddings
+and head, which have flags of their own.
 
 Holds: `export`, `WARNINGS`, `TYPES`, `GgufType`, `layer_type`, `tensor_name`, `tensor_pattern`.
 """
@@ -185,8 +185,8 @@ def tensor_name(layer: str) -> str:
     found = re.fullmatch(r"model\.(?:language_model\.)?layers\.(\d+)\.(.+)", layer)
     if found is None or found[2] not in _TENSORS:
         raise UserError(
-            f"{layer} has no name in GGUF files that evoray knows, only layers of models built like llama, mistral, qwen2, "
-            "qwen3, gemma and phi3 have; use --format hf, and convert that"
+            f"{layer} has no name in GGUF files that evoray knows, only layers of models built like llama, mistral, "
+            "qwen2, qwen3, gemma and phi3 have; use --format hf, and convert that"
         )
     return f"blk.{found[1]}.{_TENSORS[found[2]]}.weight"
 

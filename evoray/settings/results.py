@@ -69,9 +69,9 @@ class ExportSettings(Settings):
 
     format: Literal["hf", "gptq", "gguf", "evopress"] = Field(
         "hf",
-        description="hf: dequantized weights that transformers loads as they are; gptq: codes of 2, 3, 4 and 8 bits for "
-        "GPTQModel, vLLM and SGLang; gguf: types of layers and commands for llama.cpp, which quantizes anew; evopress: "
-        "the texts that EvoPress's programs read, levels and dropped sublayers.",
+        description="hf: dequantized weights that transformers loads as they are; gptq: codes of 2, 3, 4 and 8 bits, "
+        "for GPTQModel, vLLM and SGLang; gguf: types of layers and commands for llama.cpp, which quantizes anew; "
+        "evopress: the texts that EvoPress's programs read, levels and dropped sublayers.",
     )
     depth: Literal["zeros", "removed", "no-op"] = Field(
         "zeros",
