@@ -1,4 +1,4 @@
-"""Checkpoints in the layout of GPTQ hold the store's codes: a slow reader, written from the layout alone, finds them."""
+"""Checkpoints in the layout of GPTQ hold the codes of the store: a slow reader of that layout alone finds them."""
 
 import json
 import re
