@@ -129,6 +129,10 @@ def export(source: ExportSource, stage: Path) -> None:
             "the store is of kind sparsity, and GGUF types have no masks: zeros would take their full bits; search a "
             "store of evoray build --kind quantization, or use --format hf"
         )
+    if source.facts.dtype not in _DENSE:
+        raise UserError(
+            f"the model's weights are {source.facts.dtype}, and GGUF has {', '.join(_DENSE)}; save it in one of these"
+        )
     layers, dense = source.facts.layers, _DENSE[source.facts.dtype]
     types = {layer.name: layer_type(layer, source.layers.get(layer.name, BASE), dense) for layer in layers}
     tensors = {layer.name: tensor_name(layer.name) for layer in layers}
