@@ -7,6 +7,8 @@ Holds:
     source: `ExportSource`, `ExportOptions`, `Depth`: what is exported, checked
     folder: the folder that all write
     hf: dequantized weights that plain transformers loads
+    gptq: codes in the layout of GPTQ, which engines load; `gptq_rules`: what its configuration says of single layers
+    gguf: what llama.cpp needs to make a GGUF file with a type for each layer
     evopress: the text files that EvoPress's programs read
 """
 
