@@ -343,6 +343,30 @@ def _monotonicity(run: str, plot: str | None, as_json: bool) -> None:
         _show(f"drawn: {drawn}")
 
 
+@app.command("report")
+def _report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Run directories of searches and baselines.")],
+    out: Annotated[
+        str | None,
+        typer.Option(help="Folder or URI to write to. Default: report in the (first) run.", show_default=False),
+    ] = None,
+    as_json: _Json = False,
+    debug: _Debug = False,
+    quiet: _Quiet = False,
+) -> None:
+    """Write one HTML page and PNG files of a run, or of several side by side.
+
+    Example: evoray report run run-dp --out compared
+    """
+    from evoray.run.report import write_report
+
+    report = write_report(runs, out)
+    if as_json:
+        _show_json(report.as_dict())
+        return
+    _show(f"page:     {report.page}\npictures: {len(report.pictures)} PNG files beside it")
+
+
 @app.command("demo")
 def _demo(
     folder: Annotated[str, typer.Option(help="Where store and run go.")] = "evoray-demo",
@@ -363,6 +387,7 @@ def _demo(
     _show(f"variants: {folder}/store\nrun:      {result.run}\nresult:   {result.run}/best.json")
     program, place = _program(), shlex.quote(folder)
     _show(f"look:     {program} inspect {place}/run")
+    _show(f"report:   {program} report {place}/run")
     _show(f"export:   {program} export --configuration {place}/run --out {place}/model")
 
 

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from evoray.configuration import DROPPED, KEPT, Configuration
 from evoray.errors import UserError
+from evoray.report.allocation import place_of
 from evoray.run.directory import BEST, IDENTITY
 from evoray.run.journal import Journal
 from evoray.run.named import configuration_of, needs_variants, read_best, resolve_sites
@@ -251,9 +252,7 @@ def _levels(configuration: Mapping[str, str]) -> RenderableType:
     configuration = {site: {DROPPED: "x", KEPT: "."}.get(level, level) for site, level in configuration.items()}
     grid: dict[str, dict[int, str]] = {}
     for layer, level in configuration.items():
-        parts = layer.split(".")
-        block = next((int(part) for part in parts if part.isdecimal()), 0)
-        kind = ".".join(parts[parts.index(str(block)) + 1 :]) if str(block) in parts else layer
+        block, kind = place_of(layer)
         grid.setdefault(kind, {})[block] = level
     blocks = sorted({block for row in grid.values() for block in row})
     tables = []
