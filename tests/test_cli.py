@@ -94,6 +94,8 @@ def finished(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Pa
         (["search", "--nonsense"], "No such option: --nonsense"),
         (["search", "--seed"], "--seed"),
         (["inspect"], "Missing argument"),
+        (["report"], "Missing argument"),
+        (["report", "/nope"], "/nope is no run directory"),
         (["search"], "--data is missing; --model is missing; --run is missing"),
         (["search", "--config", "/nope.yaml"], "no settings file at /nope.yaml"),
         (["eval", "--model", "m", "--data", "d", "--workers", "-1", "--bos", "x"], "--workers '-1': should be"),
@@ -303,7 +305,7 @@ def test_a_printed_command_is_one_that_works(
     assert cli._program() == said
 
 
-@pytest.mark.parametrize("verb", ["build", "search", "baseline", "eval", "export", "inspect", "demo"])
+@pytest.mark.parametrize("verb", ["build", "search", "baseline", "eval", "export", "inspect", "report", "demo"])
 def test_help_is_readable(call: Call, verb: str) -> None:
     text = call(verb, "--help").out
     assert "Example: evoray" in text

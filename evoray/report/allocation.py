@@ -73,8 +73,9 @@ def place_of(site: str) -> tuple[int, str]:
 
 def goes_with(layer: str, site: str) -> bool:
     """Whether a layer lies in a sublayer or block. Loose layers are one sublayer, named `layers.3.fc1+fc2`."""
-    head, _, last = site.rpartition(".")
-    return any(layer == part or layer.startswith(f"{part}.") for part in (f"{head}.{each}" for each in last.split("+")))
+    head, dot, last = site.rpartition(".")
+    parts = [f"{head}{dot}{each}" for each in last.split("+")]
+    return any(layer == part or layer.startswith(f"{part}.") for part in parts)
 
 
 def ordered_levels(levels: Sequence[str], manifest: Manifest | None) -> tuple[str, ...]:

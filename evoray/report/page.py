@@ -13,7 +13,7 @@ from typing import Any
 
 from evoray.report.drawing import DPI
 from evoray.report.numbers import RunNumbers
-from evoray.report.pictures import JUDGED_HEAD, Picture, judged_row
+from evoray.report.pictures import Picture, judged_head, judged_row
 from evoray.report.spelled import duration, exact, flat, whole
 from evoray.report.style import STYLE
 from evoray.report.tables import human_bytes
@@ -26,7 +26,10 @@ _SHOWN_DPI = 100
 _WIDE = 640
 """CSS pixels from which a figure has a row of its own."""
 
-_TEXT = '<td class="text">'
+_LONG = 18
+"""Letters from which a fact takes two columns: a phone shows two beside each other."""
+
+_TEXT = ' class="text"'
 
 
 def page(runs: Sequence[RunNumbers], pictures: Sequence[Sequence[Picture]], beside: Sequence[Picture] = ()) -> str:
@@ -59,16 +62,16 @@ def page(runs: Sequence[RunNumbers], pictures: Sequence[Sequence[Picture]], besi
 
 def _table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
     """A table in a box of its own that scrolls, so that the page need not. The first column heads its rows."""
-    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    texts = [_TEXT if column < words else "" for column in range(len(head))]
+    heads = "".join(f'<th scope="col"{text}>{escape(name)}</th>' for name, text in zip(head, texts, strict=True))
     body = []
     for row in rows:
         cells = [f'<th scope="row">{escape(row[0])}</th>']
-        for column, cell in enumerate(row[1:], start=1):
-            cells.append(f"{_TEXT if column < words else '<td>'}{escape(cell)}</td>")
+        cells += [f"<td{text}>{escape(cell)}</td>" for cell, text in zip(row[1:], texts[1:], strict=True)]
         body.append(f"<tr>{''.join(cells)}</tr>")
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
-        f"<caption>{escape(caption)}</caption><thead><tr>{heads}</tr></thead>"
+        f"<caption><span>{escape(caption)}</span></caption><thead><tr>{heads}</tr></thead>"
         f"<tbody>\n{chr(10).join(body)}\n</tbody></table></div>"
     )
 
@@ -80,7 +83,7 @@ def _words(caption: str, values: dict[str, Any]) -> str:
     )
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table class="words">'
-        f"<caption>{escape(caption)}</caption><tbody>{rows}</tbody></table></div>"
+        f"<caption><span>{escape(caption)}</span></caption><tbody>{rows}</tbody></table></div>"
     )
 
 
@@ -108,7 +111,10 @@ def _figures(pictures: Sequence[Picture], prefix: str) -> str:
 
 
 def _facts(rows: dict[str, str]) -> str:
-    inside = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in rows.items())
+    inside = ""
+    for name, value in rows.items():
+        form = "long" if len(value) > _LONG else "short"
+        inside += f'<div class="{form}"><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>'
     return f'<dl class="facts">{inside}</dl>\n'
 
 
@@ -143,9 +149,12 @@ def _certificate(run: RunNumbers) -> str:
     if not run.judged:
         return '<p class="soft">Not judged on held-out text yet: the same command goes on with the run.</p>\n'
     caption = f"judged on {whole(run.held_out['tokens'])} held-out tokens of {run.held_out['data']}"
-    rows = [[each.name, *judged_row(each)] for each in run.judged]
+    sparse = any(each.sparsity for each in run.judged)
+    rows = [[each.name, *judged_row(each, sparse=sparse)] for each in run.judged]
     doubts = "".join(f'<p class="doubt">Note: {escape(doubt)}.</p>' for doubt in run.doubts)
-    return f"<h3>What was found, and what it has to beat</h3>{_table(caption, ['', *JUDGED_HEAD], rows)}{doubts}\n"
+    return (
+        f"<h3>What was found, and what it has to beat</h3>{_table(caption, ['', *judged_head(sparse)], rows)}{doubts}\n"
+    )
 
 
 def _provenance(run: RunNumbers) -> str:
@@ -168,7 +177,7 @@ def _provenance(run: RunNumbers) -> str:
 
 
 def _comparison(runs: Sequence[RunNumbers], beside: Sequence[Picture]) -> str:
-    rows = []
+    rows, sparse = [], any(run.costs.get("sparsity") for run in runs)
     for run in runs:
         found, known = run.found, run.facts
         rows.append(
@@ -177,10 +186,10 @@ def _comparison(runs: Sequence[RunNumbers], beside: Sequence[Picture]) -> str:
                 run.state,
                 whole(known.get("candidate_tokens")),
                 duration(known.get("seconds")),
-                *(judged_row(found)[:-1] if found is not None else _unjudged(run)),
+                *(judged_row(found, sparse=sparse)[:-1] if found is not None else _unjudged(run, sparse)),
             ]
         )
-    head = ["run", "state", "candidate tokens", "time", *JUDGED_HEAD[:-1]]
+    head = ["run", "state", "candidate tokens", "time", *judged_head(sparse)[:-1]]
     notes = []
     for key, what in (("judge_text", "judged on different texts"), ("model", "of different models")):
         if len({run.digests.get(key) for run in runs if run.judged}) > 1:
@@ -191,9 +200,10 @@ def _comparison(runs: Sequence[RunNumbers], beside: Sequence[Picture]) -> str:
     )
 
 
-def _unjudged(run: RunNumbers) -> list[str]:
-    if not run.costs:
-        return ["–"] * 6
+def _unjudged(run: RunNumbers, sparse: bool) -> list[str]:
+    """What a table of judged runs says of one that is not."""
     costs = run.costs
-    priced = [exact(costs["bits"]), exact(costs["bpw"]), human_bytes(costs["size"]), exact(costs.get("sparsity", 0.0))]
-    return [*priced, "–", "–"]
+    if not costs:
+        return ["–"] * (len(judged_head(sparse)) - 1)
+    priced = [exact(costs["bits"]), exact(costs["bpw"]), human_bytes(costs["size"])]
+    return [*priced, *([exact(costs["sparsity"])] if sparse else []), "–", "–"]

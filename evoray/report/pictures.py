@@ -2,7 +2,7 @@
 
 Needs matplotlib (the extra `plots`).
 
-Holds: `Picture`, `pictures_of`, `pictures_beside`, `judged_row`, `JUDGED_HEAD`.
+Holds: `Picture`, `pictures_of`, `pictures_beside`, `judged_head`, `judged_row`.
 """
 
 from collections.abc import Sequence
@@ -20,8 +20,6 @@ from evoray.report.figures import (
 from evoray.report.numbers import Judged, RunNumbers, loss_name
 from evoray.report.spelled import exact, flat, number, whole
 from evoray.report.tables import human_bytes
-
-JUDGED_HEAD = ("bits", "bpw", "size", "sparsity", "KL [nats/token]", "perplexity", "found better by (95%)")
 
 
 @dataclass(frozen=True)
@@ -47,16 +45,25 @@ class Picture:
     words: int = 1
 
 
-def judged_row(each: Judged) -> list[str]:
-    """Costs and held-out losses of one candidate, in the order of `JUDGED_HEAD`."""
-    better = f"{number(each.better_by)} ± {number(each.interval)}"
+def judged_head(sparse: bool) -> list[str]:
+    """The columns of a table of candidates; with their sparsity where there is some."""
+    return [
+        *("bits", "bpw", "size"),
+        *(["sparsity"] if sparse else []),
+        *("KL [nats/token]", "perplexity", "found better by (95%)"),
+    ]
+
+
+def judged_row(each: Judged, *, sparse: bool) -> list[str]:
+    """Costs and held-out losses of one candidate, in the order of `judged_head`."""
+    better = f"{number(each.better_by, 4)} ± {number(each.interval, 4)}"
     if each.better_by == each.interval == 0:
         better = "the same"
     return [
         exact(each.bits),
         exact(each.bpw),
         human_bytes(each.size),
-        exact(each.sparsity),
+        *([exact(each.sparsity)] if sparse else []),
         number(each.kl),
         number(each.perplexity),
         "" if each.name == "found" else better,
@@ -90,14 +97,15 @@ def pictures_beside(runs: Sequence[RunNumbers]) -> list[Picture]:
             )
         )
     if any(run.judged for run in runs):
+        sparse = any(each.sparsity for run in runs for each in run.judged)
         found.append(
             Picture(
                 "sizes",
                 sizes_figure(runs),
                 "Size against held-out loss",
                 "What each run found, filled and numbered, and what it is judged beside, hollow; lower left is better.",
-                ("run", "candidate", *JUDGED_HEAD),
-                [[run.name, each.name, *judged_row(each)] for run in runs for each in run.judged],
+                ("run", "candidate", *judged_head(sparse)),
+                [[run.name, each.name, *judged_row(each, sparse=sparse)] for run in runs for each in run.judged],
                 words=2,
             )
         )

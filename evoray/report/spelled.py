@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def number(value: float | None) -> str:
-    """A measured value, six digits: `0.00703475`; a dash where there is none."""
+def number(value: float | None, digits: int = 6) -> str:
+    """A measured value: `0.00703475`; a dash where there is none."""
     if value is None or math.isnan(value):
         return "–"
-    return ("∞" if value > 0 else "−∞") if math.isinf(value) else f"{value:.6g}"
+    return ("∞" if value > 0 else "−∞") if math.isinf(value) else f"{value:.{digits}g}"
 
 
 def exact(value: float | None) -> str:

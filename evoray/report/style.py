@@ -29,12 +29,14 @@ nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; padding: 0; list-s
 nav a { display: inline-block; padding: .25rem 0; }
 .soft { color: var(--soft); }
 .doubt { color: var(--warn); }
-dl.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 11rem), 1fr)); gap: .75rem 1.5rem;
+dl.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 8.5rem), 1fr)); gap: .75rem 1.5rem;
   margin: 1rem 0; }
 dl.facts div { min-width: 0; }
+dl.facts .long { grid-column: span 2; }
 dt { color: var(--soft); font-size: .8125rem; }
 dd { margin: 0; font-variant-numeric: tabular-nums; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); gap: 1.5rem; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); gap: 1.5rem;
+  margin: 1.5rem 0; }
 figure { margin: 0; min-width: 0; }
 figure.wide { grid-column: 1 / -1; }
 figure img { display: block; max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line);
@@ -48,10 +50,11 @@ summary { cursor: pointer; padding: .35rem 0; color: var(--link); }
 table { border-collapse: collapse; width: 100%; font-size: .875rem; font-variant-numeric: tabular-nums;
   overflow-wrap: normal; }
 caption { text-align: left; padding: .5rem .625rem; color: var(--soft); }
+caption span { display: block; max-width: calc(100vw - 3.5rem); overflow-wrap: anywhere; }
 th, td { padding: .3rem .625rem; text-align: right; white-space: nowrap; border-top: 1px solid var(--line); }
 th { font-weight: 600; }
 thead th { background: var(--tint); border-top: 0; }
-th:first-child, td.text { text-align: left; }
+th:first-child, .text { text-align: left; }
 table.words td { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 12rem; }
 table.words th { vertical-align: top; }
 code { font: .875em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
@@ -63,13 +66,15 @@ code { font: .875em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
   nav { display: none; }
   .figures { display: block; }
   figure { margin: 0 0 1rem; }
-  figure img { break-inside: avoid; max-height: 22cm; width: auto; }
-  figcaption, h2, h3, summary { break-after: avoid; }
+  figure img { break-inside: avoid; max-height: 13cm; width: auto; }
+  figcaption { break-inside: avoid; }
+  figcaption, h2, h3, summary, caption { break-after: avoid; }
   details::details-content { content-visibility: visible; display: block; block-size: auto; }
   summary { list-style: none; color: var(--soft); }
   .scroll { overflow: visible; border: 0; }
   table { font-size: 7pt; }
-  th, td { padding: .1rem .3rem; white-space: normal; }
+  th, td { padding: .1rem .3rem; }
+  th { white-space: normal; overflow-wrap: anywhere; }
   tr { break-inside: avoid; }
 }
 """
