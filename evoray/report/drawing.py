@@ -2,16 +2,21 @@
 
 Needs matplotlib (the extra `plots`).
 
-Holds: `COLOURS`, `MARKERS`, `blank`, `png`, `line_style`, `level_colours`, `ink_on`, `plain_log`, `short_count`.
+Holds: `looks`, `blank`, `explain`, `png`; `COLOURS`, `MARKERS`, `line_style`, `level_colours`, `ink_on`; `plain_log`,
+`short_count`.
 """
 
 import io
 import math
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 
 import matplotlib
+import matplotlib.style
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -49,9 +54,9 @@ LOG_SPAN = 5.0
 """Largest over smallest value from which on an axis counts in factors."""
 
 
-def looks() -> "matplotlib.RcParams":
+def looks() -> AbstractContextManager[None]:
     """A context in which figures are made and drawn; settings of the user's own are left out, and left alone."""
-    return matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **_LOOKS})
+    return matplotlib.style.context(["default", _LOOKS])
 
 
 def blank(height: float, width: float = WIDTH) -> Figure:
@@ -60,6 +65,20 @@ def blank(height: float, width: float = WIDTH) -> Figure:
     # Wider than usual, because marks and numbers on the last tick stick out of the axes.
     figure.set_layout_engine("constrained", w_pad=0.09, h_pad=0.06)
     return figure
+
+
+def explain(figure: Figure, handles: Sequence[Artist], *, above: bool = False, title: str | None = None) -> None:
+    """Adds a legend outside the axes, in as many columns as fit, and makes the figure higher by it."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    width, height = figure.get_size_inches()
+    place = "outside upper center" if above else "outside lower center"
+    for columns in range(len(handles), 0, -1):
+        legend = figure.legend(handles=handles, loc=place, ncols=columns, title=title)
+        taken = legend.get_window_extent(renderer)
+        if taken.width / figure.dpi <= width - 0.1 or columns == 1:
+            figure.set_size_inches(width, height + taken.height / figure.dpi)
+            return
+        legend.remove()
 
 
 def png(figure: Figure) -> bytes:

@@ -21,6 +21,7 @@ from evoray.report.drawing import (
     MARKERS,
     WIDTH,
     blank,
+    explain,
     ink_on,
     level_colours,
     line_style,
@@ -49,12 +50,13 @@ def _finite(value: float | None) -> float:
 
 def loss_figure(generations: Sequence[Generation], fitness: str | None) -> bytes:
     """The winner's loss of each generation against what was spent: candidate tokens above, time below."""
+    seconds, unit = _time_unit(generations[-1].total_seconds)
     with looks():
-        figure = blank(5.6)
+        figure = blank(5.4)
         above, below = figure.subplots(2, 1, sharey=True)
         for axes, spent in (
             (above, [each.total_tokens for each in generations]),
-            (below, [each.total_seconds / 60 for each in generations]),
+            (below, [each.total_seconds / seconds for each in generations]),
         ):
             losses = [_finite(each.fitness) for each in generations]
             parents = [_finite(each.parent_fitness) for each in generations]
@@ -80,9 +82,16 @@ def loss_figure(generations: Sequence[Generation], fitness: str | None) -> bytes
         plain_log(above, [each for each in (*losses, *parents) if math.isfinite(each)])
         above.set_xlabel("candidate tokens")
         above.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
-        below.set_xlabel("minutes")
-        figure.legend(*above.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+        below.set_xlabel(unit)
+        explain(figure, above.get_legend_handles_labels()[0], above=True)
         return png(figure)
+
+
+def _time_unit(seconds: float) -> tuple[float, str]:
+    """The unit in which a time is a number of few digits: its seconds, and its name."""
+    if seconds < 180:
+        return 1, "seconds"
+    return (60, "minutes") if seconds < 3 * 3600 else (3600, "hours")
 
 
 def allocation_figure(allocation: Allocation) -> bytes:
@@ -97,7 +106,7 @@ def allocation_figure(allocation: Allocation) -> bytes:
     text = max(len(_inside(level)) for level in allocation.levels)
     cell = max(0.34, 0.1 * text + 0.12)
     width = max(WIDTH, len(panels) * (len(columns) * cell + 0.9) + 0.4)
-    height = max(map(len, panels)) * 0.27 + min(0.075 * longest, 2.5) + 1.1
+    height = max(map(len, panels)) * 0.27 + min(0.075 * longest, 2.5) + 0.5
     with looks():
         figure = blank(height, width)
         axes_of = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -109,20 +118,16 @@ def allocation_figure(allocation: Allocation) -> bytes:
                     if level is not None:
                         _cell(axes, x, y, level, colours[level])
             axes.set_ylabel("kind of layer" if turned else "block")
-        figure.legend(
-            handles=[
-                Patch(
-                    facecolor=colours[level],
-                    edgecolor="#555555",
-                    hatch="////" if level == DROPPED else None,
-                    label=f"{level} ({sum(each.level == level for each in allocation.cells)})",
-                )
-                for level in allocation.levels
-            ],
-            loc="outside lower center",
-            ncols=min(len(allocation.levels), 6),
-            title="level (how many)",
-        )
+        handles = [
+            Patch(
+                facecolor=colours[level],
+                edgecolor="#555555",
+                hatch="////" if level == DROPPED else None,
+                label=f"{level} ({sum(each.level == level for each in allocation.cells)})",
+            )
+            for level in allocation.levels
+        ]
+        explain(figure, handles, title="level (how many)")
         return png(figure)
 
 
@@ -166,7 +171,7 @@ def _inside(level: str) -> str:
 def bytes_figure(parts: Sequence[Part]) -> bytes:
     """Bytes of each part of the checkpoint, with those of the base model behind them where they are known."""
     with looks():
-        figure = blank(0.36 * len(parts) + 1.3)
+        figure = blank(0.36 * len(parts) + 1.0)
         axes = figure.add_subplot()
         places = range(len(parts))
         known = [part.base_bytes or 0 for part in parts]
@@ -190,7 +195,7 @@ def bytes_figure(parts: Sequence[Part]) -> bytes:
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
         axes.set_xlabel("bytes")
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+        explain(figure, axes.get_legend_handles_labels()[0], above=True)
         return png(figure)
 
 
@@ -199,7 +204,7 @@ def errors_figure(errors: Sequence[LevelError], levels: Sequence[str]) -> bytes:
     kinds = list(dict.fromkeys(error.kind for error in errors))[:MOST_TICKS]
     means = {(error.kind, error.level): error.mean for error in errors}
     with looks():
-        figure = blank(3.6 + 0.2 * math.ceil(len(kinds) / 2))
+        figure = blank(3.6)
         axes = figure.add_subplot()
         for number, kind in enumerate(kinds):
             axes.plot(
@@ -214,7 +219,7 @@ def errors_figure(errors: Sequence[LevelError], levels: Sequence[str]) -> bytes:
         axes.set_xticks(range(len(levels)), levels, rotation=0 if len(levels) <= 8 else 60)
         axes.set_xlabel("level, from the smallest to the largest")
         axes.set_ylabel("relative layer error, mean")
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        explain(figure, axes.lines)
         return png(figure)
 
 
@@ -275,7 +280,7 @@ def losses_figure(runs: Sequence[RunNumbers]) -> bytes:
     searched = [run for run in runs if run.generations]
     measures = list(dict.fromkeys(str(run.fitness) for run in searched))
     with looks():
-        figure = blank(3.1 * len(measures) + 0.22 * math.ceil(len(searched) / 2) + 0.3)
+        figure = blank(3.2 * len(measures))
         for axes, measure in zip(figure.subplots(len(measures), 1, squeeze=False)[:, 0], measures, strict=True):
             seen: list[float] = []
             for number, run in enumerate(runs):
@@ -295,7 +300,7 @@ def losses_figure(runs: Sequence[RunNumbers]) -> bytes:
             for number, run in enumerate(runs)
             if run.generations
         ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=2)
+        explain(figure, handles)
         return png(figure)
 
 
@@ -304,7 +309,7 @@ def sizes_figure(runs: Sequence[RunNumbers]) -> bytes:
     judged = [(number, run) for number, run in enumerate(runs) if run.judged]
     others = list(dict.fromkeys(each.name for _, run in judged for each in run.judged if each.name != "found"))
     with looks():
-        figure = blank(4.0 + 0.22 * math.ceil((len(judged) + len(others) + 1) / 2))
+        figure = blank(4.0)
         axes = figure.add_subplot()
         for number, run in judged:
             colour = COLOURS[number % len(COLOURS)]
@@ -337,7 +342,7 @@ def sizes_figure(runs: Sequence[RunNumbers]) -> bytes:
             Patch(facecolor=COLOURS[number % len(COLOURS)], label=f"{number + 1}  {_label(run.name)}")
             for number, run in judged
         ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=2)
+        explain(figure, handles)
         return png(figure)
 
 

@@ -9,7 +9,7 @@
 `judge.py`: `judge`: held-out losses of configurations.
 `best.py`: what best.json says.
 `problem.py`: baselines on real losses.
-`build.py`, `baseline.py`, `evaluate.py`, `export.py`: the verbs build, baseline, eval and export.
+`build.py`, `baseline.py`, `evaluate.py`, `export.py`, `report.py`: the verbs build, baseline, eval, export and report.
 `tasks.py`: lm-eval's tasks.
 `monotonicity.py`: `monotonicity`: sums of layer errors against the losses of a run.
 `named.py`: `configuration_of`: which configuration a path names.
