@@ -53,9 +53,16 @@ def export(name: str, source: ExportSource, out: str) -> Path:
     """
     target = new_folder(out)
     module = _format(name)
+    _check_depth(name, module, source.options.depth)
     with appearing(target) as stage:
         module.export(source, stage)
     return target
+
+
+def _check_depth(name: str, module: Format, depth: Depth) -> None:
+    forms: tuple[Depth, ...] = getattr(module, "DEPTHS", (Depth.zeros,))
+    if depth not in forms:
+        raise UserError(f"--depth {depth} is not for --format {name}; choose {' or '.join(forms)}")
 
 
 def _format(name: str) -> Format:
