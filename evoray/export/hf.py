@@ -1,6 +1,6 @@
 """A transformers checkpoint with dequantized weights: `--format hf`.
 
-Holds: `export`, `CARD`, `DEPTHS`, `LOADING`.
+Holds: `export`, `DEPTHS`, `LOADING`.
 """
 
 from pathlib import Path
@@ -17,7 +17,6 @@ from evoray.export.source import Depth, ExportSource
 from evoray.formats import dense_weight
 from evoray.model import DropKind, ModelAdapter, load_model, load_tokenizer, quiet_transformers
 
-CARD = True
 DEPTHS = tuple(Depth)
 LOADING = """\
 ```python
