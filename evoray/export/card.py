@@ -147,7 +147,7 @@ def _figures(source: ExportSource, card: Card, costs: Costs, checkpoint: Path) -
         ("bits per weight, all counted", f"{costs.bpw:.4f}"),
         (f"size of the checkpoint, {packed}", f"{human_bytes(costs.size)} ({costs.size} bytes)"),
         (f"weights in this folder (`{card.format}`)", f"{human_bytes(files)} ({files} bytes)"),
-        ("share of weights that are zero or dropped", f"{costs.sparsity:.4f}"),
+        ("share of the layers' weights that are zero or dropped", f"{costs.sparsity:.4f}"),
     ]
     return _table(("", ""), rows)
 
