@@ -76,7 +76,7 @@ class ExportSettings(Settings):
     depth: Literal["zeros", "removed", "no-op"] = Field(
         "zeros",
         description="How a checkpoint says what is dropped: zero weights, which every engine runs; whole blocks "
-        "removed and the rest renumbered; or no_op entries of block_configs, for engines that read them.",
+        "removed and the rest renumbered; or, of a llama, no_op entries of block_configs, for engines that read them.",
     )
     allow_dense: bool = Field(False, description="Keep layers dense that the format can't hold at their level.")
     model: str | None = Field(None, description="Model. Default: the one of the run or store.")
