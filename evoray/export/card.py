@@ -269,11 +269,15 @@ def _provenance(source: ExportSource) -> str:
         }
     found["versions of the export"] = _pairs(versions())
     text = "\n".join(f"- {name}: `{value}`" for name, value in found.items() if value is not None)
-    command = best.get("command")
-    if command:
-        line = command if isinstance(command, str) else shlex.join(map(str, command))
-        text += f"\n\n```\n{line}\n```"
+    if command := best.get("command"):
+        text += f"\n\n```\n{_anywhere(command)}\n```"
     return text
+
+
+def _anywhere(command: str) -> str:
+    """The command with places of this machine by their last names only."""
+    words = [",".join(_name(part) for part in word.split(",")) for word in shlex.split(command)]
+    return shlex.join(words)
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

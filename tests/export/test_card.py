@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -140,9 +139,9 @@ def test_figures_of_something_else_are_left_out(run: str, material: Material, tm
         assert "|" not in judged
     source = ExportSource.open(material.model, material.store, configuration, best={**best, "command": "evoray a b"})
     assert "\n```\nevoray a b\n```" in model_card(source, Card("hf"), tmp_path)
-    words = ["evoray", "search", "--data", "my text"]
-    text = model_card(replace(source, best={**best, "command": words}), Card("hf"), tmp_path)
-    assert f"\n```\n{shlex.join(words)}\n```" in text
+    command = "evoray search --data '/home/me/my text.txt,/srv/b.txt' --model hub/model --run again"
+    text = model_card(replace(source, best={**best, "command": command}), Card("hf"), tmp_path)
+    assert "\n```\nevoray search --data 'my text.txt,b.txt' --model hub/model --run again\n```" in text
 
 
 def test_a_plain_configuration(material: Material, tmp_path: Path) -> None:
