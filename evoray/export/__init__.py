@@ -7,6 +7,8 @@ Holds:
     source: `ExportSource`, `ExportOptions`, `Depth`: what is exported, checked
     folder: the folder that all write
     hf: dequantized weights that plain transformers loads
+    compressed_tensors: packed codes for vLLM; `schemes`: which layers can be packed, and how
+    silence: zeros for what is dropped, in all checkpoints
     evopress: the text files that EvoPress's programs read
 """
 

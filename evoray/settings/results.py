@@ -67,10 +67,11 @@ class EvalSettings(ModelSettings, TextSettings, WorkSettings):
 class ExportSettings(Settings):
     """`evoray export`: a checkpoint of a configuration, or the text files that other programs read."""
 
-    format: Literal["hf", "evopress"] = Field(
+    format: Literal["hf", "compressed-tensors", "evopress"] = Field(
         "hf",
-        description="hf: dequantized weights that transformers loads as they are; evopress: the texts that EvoPress's "
-        "programs read, levels and dropped sublayers.",
+        description="hf: dequantized weights that transformers loads as they are; compressed-tensors: packed codes "
+        "for vLLM (needs pip install 'evoray[export]'); evopress: the texts that EvoPress's programs read, levels and "
+        "dropped sublayers.",
     )
     depth: Literal["zeros", "removed", "no-op"] = Field(
         "zeros",
