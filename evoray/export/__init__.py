@@ -17,6 +17,8 @@ Holds:
     configuration_decilm: the class that comes with the latter
     card: the model card
     hf: dequantized weights that plain transformers loads
+    compressed_tensors: packed codes for vLLM; `schemes`: which layers can be packed, and how
+    silence: zeros for what is dropped, in all checkpoints
     gptq: codes in the layout of GPTQ, which engines load; `gptq_rules`: what its configuration says of single layers
     gguf: what llama.cpp needs to make a GGUF file with a type for each layer
     evopress: the text files that EvoPress's programs read

@@ -196,7 +196,8 @@ def _traits(block: nn.Module) -> dict[str, Any]:
     for path, module in block.named_modules():
         traits[f"{path}:class"] = type(module).__name__
         for name, value in vars(module).items():
-            if not name.startswith("_") and _is_plain(value):
+            # What a library says of its codes is no part of the model.
+            if not name.startswith(("_", "quantization_")) and _is_plain(value):
                 traits[f"{path}:{name}"] = value
     for path, buffer in block.named_buffers():
         data = buffer.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

@@ -13,9 +13,10 @@ from evoray.configuration import BASE, configuration_text
 from evoray.errors import UserError
 from evoray.export.depth import Expected, whole_blocks, without_blocks
 from evoray.export.no_op import leave_out, read_as_llama, write_config
+from evoray.export.silence import silence, silent_sublayers
 from evoray.export.source import Depth, ExportSource
 from evoray.formats import dense_weight
-from evoray.model import DropKind, ModelAdapter, load_model, load_tokenizer, quiet_transformers
+from evoray.model import ModelAdapter, load_model, load_tokenizer, quiet_transformers
 
 DEPTHS = tuple(Depth)
 LOADING = """\
@@ -75,7 +76,7 @@ def _write(source: ExportSource, stage: Path) -> tuple[torch.dtype, Expected]:
     )
     adapter = ModelAdapter(loaded, allow_partial=source.allow_partial)
     removed, loose = whole_blocks(adapter, source.dropped) if depth is Depth.removed else ((), source.dropped)
-    silent = _silent_sublayers(adapter, loose)
+    silent = silent_sublayers(adapter, loose)
     # A layer that lies in what is dropped needs no variant.
     gone = {layer for name in silent for layer in adapter.droppable[name].layers}
     gone |= {layer for layer, ref in adapter.layers.items() if ref.block in removed}
@@ -88,7 +89,7 @@ def _write(source: ExportSource, stage: Path) -> tuple[torch.dtype, Expected]:
         with torch.no_grad():
             adapter.layers[layer].base.copy_(adapter.ready(layer, weight_OI))
     expected = Expected.of(adapter, source.dropped, removed)
-    _silence(adapter, silent)
+    silence(adapter, silent)
     adapter.close()
     tensors = loaded.state_dict()
     entries: list[dict[str, Any]] = []
@@ -124,52 +125,3 @@ def _loaded_again(source: ExportSource, stage: Path, dtype: torch.dtype) -> PreT
             f"--depth removed: a {source.facts.model_class} without these blocks does not load ({reason}); "
             "use --depth zeros, or the configuration file"
         ) from error
-
-
-def _silent_sublayers(adapter: ModelAdapter, dropped: list[str]) -> list[str]:
-    """The sublayers that have to add nothing, so that the model does without what is dropped.
-
-    Raises:
-        UserError: zeros in this model's weights don't make it do without them.
-    """
-    adapter.check_droppable(dropped)
-    silent: list[str] = []
-    for name in dropped:
-        site = adapter.droppable[name]
-        silent += adapter.sublayers[site.block] if site.kind is DropKind.block else [name]
-    silent = list(dict.fromkeys(silent))
-    try:
-        adapter.check_droppable(silent)
-    except UserError as error:
-        raise UserError(
-            f"dropped blocks of this model can't be written as a plain checkpoint: {str(error).split(';')[0]}; "
-            "use the configuration file"
-        ) from None
-    return silent
-
-
-def _silence(adapter: ModelAdapter, sublayers: list[str]) -> None:
-    """Writes zeros into the weights and biases of sublayers.
-
-    Raises:
-        UserError: they belong to other parts of the model too.
-    """
-    parameters = {id(parameter): parameter for name in sublayers for parameter in adapter.silenced(name)}
-    modules: set[torch.nn.Module] = {module for name in sublayers for module in adapter.modules(name)}
-    for name, parameter in _outside(adapter.model, modules):
-        if id(parameter) in parameters:
-            raise UserError(f"{name} is a weight of dropped sublayers too, so it can't be zero; drop none of them")
-    with torch.no_grad():
-        for parameter in parameters.values():
-            parameter.zero_()
-
-
-def _outside(model: PreTrainedModel, modules: set[torch.nn.Module]) -> list[tuple[str, torch.nn.Parameter]]:
-    """Names and parameters of all that lies in none of some modules."""
-    inside = {part for module in modules for part in module.modules()}
-    return [
-        (f"{name}.{kind}", parameter)
-        for name, module in model.named_modules()
-        if module not in inside
-        for kind, parameter in module.named_parameters(recurse=False)
-    ]
