@@ -1,13 +1,21 @@
-"""Reads the page of a report as a browser would, by Python's own parser.
+"""Reads the page of a report as a browser would, by Python's own parser; and the runs that are reported on.
 
-Holds: `Page`, `Figure`, `read_page`.
+Holds: `Page`, `Figure`, `read_page`, `column`, `near`, `assert_alone`; `Runs`, `baseline_settings`, `best_of`.
 """
 
 from __future__ import annotations
 
 import base64
+import json
+import math
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+from searches import Material
+
+from evoray.settings import BaselineSettings
 
 # Elements that have no end.
 _VOID = {"meta", "link", "img", "br"}
@@ -103,3 +111,55 @@ def read_page(text: str) -> Page:
     reader.close()
     reader.page.unclosed += reader.open
     return reader.page
+
+
+def baseline_settings(material: Material, run: Path, method: str, **changes: Any) -> BaselineSettings:
+    given = material.settings(run, **changes).model_dump(exclude_unset=True)
+    common = {key: given[key] for key in given.keys() & BaselineSettings.model_fields.keys()}
+    return BaselineSettings(**common | {"method": method, "tokens": 256})
+
+
+@dataclass(frozen=True)
+class Runs:
+    bits: Path
+    """Levels of a store; generation 0 races for the start."""
+    drops: Path
+    """Levels of a store, and sublayers that go."""
+    bare: Path
+    """No store: sublayers that go."""
+    baseline: Path
+    material: Material
+    deep: Material
+
+
+def best_of(run: Path) -> dict[str, Any]:
+    best: dict[str, Any] = json.loads((run / "best.json").read_text())
+    return best
+
+
+def near(cell: str, value: float) -> bool:
+    """Whether a cell spells a value, to the digits it shows."""
+    return math.isclose(float(cell.replace(",", "")), value, rel_tol=1e-5, abs_tol=1e-9)
+
+
+def column(figure: Figure, name: str) -> list[str]:
+    return [row[figure.head.index(name)] for row in figure.rows]
+
+
+def assert_alone(page: Page) -> None:
+    """The page asks nobody for anything, and is sound."""
+    assert page.unclosed == []
+    tags = [tag for tag, _ in page.tags]
+    assert not {"script", "iframe", "object", "embed", "base", "form"} & set(tags)
+    for tag, attributes in page.tags:
+        assert not {name for name in attributes if name.startswith("on") or name in ("srcset", "style")}
+        for name in ("src", "href"):
+            target = attributes.get(name, "data:")
+            assert target.startswith("data:") or (tag == "a" and target.startswith("#")), target
+    assert "url(" not in page.words["style"][0]
+    assert "@import" not in page.words["style"][0]
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert all(attributes["href"][1:] in ids for tag, attributes in page.tags if tag == "a")
+    policy = next(each["content"] for _, each in page.tags if each.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'; img-src data:;")

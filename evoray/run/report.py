@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from evoray.errors import UserError
-from evoray.report.numbers import RunNumbers, named_apart, read_run
+from evoray.report.numbers import RunNumbers
+from evoray.report.reading import named_apart, read_run
 from evoray.store import Location
 
 PAGE = "index.html"
