@@ -317,7 +317,15 @@ def _inspect(
 
     Example: evoray inspect run
     """
-    if place == MONOTONICITY and run is not None:
+    if place == MONOTONICITY:
+        if run is None:
+            raise UserError(
+                f"{MONOTONICITY} of which run? give evoray inspect {MONOTONICITY} RUN; a place of that name is "
+                f"./{MONOTONICITY}"
+            )
+        for flag_name, value in (("--store", store), ("--model", model)):
+            if value is not None:
+                raise UserError(f"{flag_name} {value}: {MONOTONICITY} takes it from the run; leave it out")
         _monotonicity(run, plot, as_json)
         return
     if run is not None or plot is not None:
@@ -330,7 +338,11 @@ def _inspect(
 
 
 def _monotonicity(run: str, plot: str | None, as_json: bool) -> None:
-    from evoray.report.monotonicity import monotonicity_figures, monotonicity_plot, monotonicity_table
+    from evoray.report.monotonicity import check_plot, monotonicity_figures, monotonicity_plot, monotonicity_table
+
+    if plot is not None:
+        check_plot(plot)
+    # Here, because it loads torch, and a mistake in the name of the picture is told at once.
     from evoray.run.monotonicity import monotonicity
 
     found = monotonicity(run)

@@ -1,6 +1,6 @@
 """How a run shows that sums of layer errors mislead: a table and a picture.
 
-Holds: `monotonicity_table`, `monotonicity_figures`, `monotonicity_plot`.
+Holds: `monotonicity_table`, `monotonicity_figures`, `check_plot`, `monotonicity_figure`, `monotonicity_plot`.
 """
 
 from pathlib import Path
@@ -13,10 +13,15 @@ from rich.text import Text
 from evoray.errors import UserError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from evoray.run.monotonicity import Monotonicity, Pair
 
 PLOTS = (".png", ".svg", ".pdf")
 """Kinds of pictures, by the name of the file."""
+
+LOSSES = {"kl": "KL", "perplexity": "log perplexity"}
+"""What a loss in nats per token is called, where that is not the fitness's own name."""
 
 
 def monotonicity_figures(found: "Monotonicity") -> dict[str, Any]:
@@ -56,7 +61,7 @@ def monotonicity_table(found: "Monotonicity") -> RenderableType:
     """Counts, and the worst pair with the layers in which it differs."""
     counts = found.counts
     table = Table(title="pairs of candidates, measured on the same batches", title_justify="left")
-    for column in ("", "pairs", f"less error in the layers, more {found.fitness}", "share"):
+    for column in ("", "pairs", f"less error in the layers, more {_loss(found)}", "share"):
         table.add_column(column, justify="left" if not column else "right")
     for name, pairs, turned in (
         ("all", counts.pairs, counts.turned),
@@ -82,7 +87,7 @@ def _worst(found: "Monotonicity", pair: "Pair") -> RenderableType:
         f"{int(group.counted_B.sum()):,} tokens",
         title_justify="left",
     )
-    for column in ("", "sum of layer errors", f"{found.fitness} [nats/token]"):
+    for column in ("", "sum of layer errors", f"{_loss(found)} [nats/token]"):
         table.add_column(column, justify="left" if not column else "right")
     for name, number in (("less error", pair.less), ("more error", pair.more)):
         table.add_row(name, f"{group.errors_N[number]:.6g}", f"{group.loss_N[number]:.6f}")
@@ -92,19 +97,33 @@ def _worst(found: "Monotonicity", pair: "Pair") -> RenderableType:
     return Group(table, Text(f"they differ in {len(apart)} of {len(one)} layers: {', '.join(apart)}"))
 
 
-def monotonicity_plot(found: "Monotonicity", file: str) -> Path:
-    """Draws the group of the worst pair: sum of layer errors against loss, a point for each candidate.
+def _loss(found: "Monotonicity") -> str:
+    return LOSSES.get(found.fitness, found.fitness)
+
+
+def check_plot(file: str) -> Path:
+    """Sees that a picture can be drawn there, before anything is read for it.
 
     Raises:
-        UserError: matplotlib is missing, a file of another kind, or one that can't be written.
+        UserError: a file of another kind or without a folder, or matplotlib is missing.
     """
     place = Path(file).expanduser()
     if place.suffix.lower() not in PLOTS:
         raise UserError(f"--plot {file}: a picture is one of {', '.join(PLOTS)}; give such a name")
+    if not place.parent.is_dir():
+        raise UserError(f"--plot {file} can't be written: there is no folder {place.parent}; give another file")
     try:
-        from matplotlib.figure import Figure
+        import matplotlib.figure  # noqa: F401
     except ImportError:
         raise UserError("--plot draws with matplotlib, which is missing: pip install 'evoray[plots]'") from None
+    return place
+
+
+def monotonicity_figure(found: "Monotonicity") -> "Figure":
+    """The group of the worst pair: sum of layer errors against loss, a point for each candidate."""
+    # Not pyplot, which would look for a screen, and keep every figure.
+    from matplotlib.figure import Figure
+
     group = found.shown
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.add_subplot()
@@ -113,15 +132,25 @@ def monotonicity_plot(found: "Monotonicity", file: str) -> Path:
         ends = [pair.less, pair.more]
         axes.plot(group.errors_N[ends], group.loss_N[ends], "o-", color="#c05020", label="the worst pair")
     axes.set_xlabel("sum of layer errors")
-    axes.set_ylabel(f"{found.fitness} [nats/token]")
+    axes.set_ylabel(f"{_loss(found)} [nats/token]")
     axes.set_title(
         f"generation {group.generation}, rung {group.rung + 1}: {len(group.genotypes)} candidates, "
         f"{int(group.counted_B.sum()):,} tokens"
     )
     axes.legend()
     axes.grid(alpha=0.3)
+    return figure
+
+
+def monotonicity_plot(found: "Monotonicity", file: str) -> Path:
+    """Draws `monotonicity_figure` into a file.
+
+    Raises:
+        UserError: see `check_plot`; or the file can't be written.
+    """
+    place = check_plot(file)
     try:
-        figure.savefig(place)
+        monotonicity_figure(found).savefig(place)
     except OSError as error:
         raise UserError(f"--plot {file} can't be written: {error.strerror}; give another file") from None
     return place

@@ -4,21 +4,21 @@ Holds: `comparison`, `certificate`, `inspect`, `evaluation_table`, `human_bytes`
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from evoray.configuration import DROPPED, KEPT, Configuration
+from evoray.configuration import BASE, DROPPED, KEPT, Configuration
 from evoray.errors import UserError
 from evoray.report.allocation import place_of
 from evoray.run.directory import BEST, IDENTITY
 from evoray.run.journal import Journal
 from evoray.run.named import configuration_of, needs_variants, read_best, resolve_sites
 from evoray.space import Costs, configuration_costs
-from evoray.store import Location, Manifest, VariantStore
+from evoray.store import LayerEntry, Location, Manifest, VariantStore
 from evoray.store.manifest import BUILDING, MANIFEST
 
 if TYPE_CHECKING:
@@ -28,7 +28,19 @@ IMPORTED = "evopress"
 """The method of stores that were made from a folder of EvoPress."""
 
 BLOCKS_BESIDE = 16
-"""Blocks in one table of levels: such a table fits a terminal of 80 columns."""
+"""Most blocks in one table of levels."""
+
+TERMINAL = 80
+"""Columns that a table of levels may take; wide levels, such as 4x0.5, leave room for fewer blocks."""
+
+MARKS = {DROPPED: "x", KEPT: "."}
+"""In a table of levels, for what can be dropped."""
+
+WHOLE_BLOCK = "block"
+"""The row of blocks that can be dropped whole."""
+
+MIXERS, FEED_FORWARDS = ("att",), ("mlp", "ffn", "fc", "feed_forward", "moe", "experts")
+"""Parts of names by which sublayers are counted: without the model's facts, a name is all there is."""
 
 
 def human_bytes(count: int) -> str:
@@ -141,23 +153,24 @@ def _store(manifest: Manifest, place: str) -> tuple[RenderableType, dict[str, An
         "store": place,
         "model": f"{manifest.model} ({manifest.dtype}, weights {manifest.weights_digest[:12]})",
         "kind": _made(manifest),
-        "levels": _levels_of(manifest),
+        **_levels_of(manifest),
         "layers": f"{len(manifest.layers)} in {blocks} blocks, {weights:,} weights",
         **({} if manifest.kind == "sparsity" else {"scales": manifest.scale_dtype}),
         "cost_format": manifest.cost_format,
         "digest": manifest.digest[:12],
     }
-    table = Table(title="the whole model at one level", title_justify="left")
-    for column in ("level", "bits", "bpw", "size", "sparsity"):
-        table.add_column(column, justify="right")
     levels = {}
     for level in manifest.levels:
-        if any(level not in layer.costs for layer in manifest.layers):
-            continue
-        costs = configuration_costs(manifest, {layer.name: level for layer in manifest.layers})
-        levels[level] = {"bits": costs.bits, "bpw": costs.bpw, "size": costs.size, "sparsity": costs.sparsity}
-        sparsity = f"{costs.sparsity:.4f}" if costs.sparsity else ""
-        table.add_row(level, f"{costs.bits:.4f}", f"{costs.bpw:.4f}", human_bytes(costs.size), sparsity)
+        if all(level in layer.costs for layer in manifest.layers):
+            costs = configuration_costs(manifest, {layer.name: level for layer in manifest.layers})
+            levels[level] = {"bits": costs.bits, "bpw": costs.bpw, "size": costs.size, "sparsity": costs.sparsity}
+    sparse = any(row["sparsity"] for row in levels.values())
+    table = Table(title="the whole model at one level", title_justify="left")
+    for column in ("level", "bits", "bpw", "size", *(["sparsity"] if sparse else [])):
+        table.add_column(column, justify="right")
+    for level, row in levels.items():
+        sparsity = [f"{row['sparsity']:.4f}"] if sparse else []
+        table.add_row(level, f"{row['bits']:.4f}", f"{row['bpw']:.4f}", human_bytes(int(row["size"])), *sparsity)
     found = manifest.model_dump(mode="json", exclude={"layers", "files", "documents"})
     found |= {"store": place, "digest": manifest.digest, "layers": len(manifest.layers), "blocks": blocks}
     return Group(_facts(facts), table), {**found, "weights": weights, "whole": levels}
@@ -169,16 +182,29 @@ def _made(manifest: Manifest) -> str:
     if manifest.kind == "sparsity":
         return f"sparsity by {manifest.method}, kept as masks and values"
     symmetry = "symmetric" if manifest.symmetric else "asymmetric"
-    return f"{manifest.kind} by {manifest.method}, groups of {manifest.group_size}, {symmetry}"
+    groups = f"groups of {manifest.group_size}" if manifest.group_size > 0 else "one group per row"
+    return f"{manifest.kind} by {manifest.method}, {groups}, {symmetry}"
 
 
-def _levels_of(manifest: Manifest) -> str:
-    levels, step = ", ".join(manifest.levels), manifest.settings.get("step_weights")
-    if step is None:
-        return levels
-    return (
-        f"{levels}: steps of {step:,} weights in every layer away from sparsity {manifest.settings['target_sparsity']}"
-    )
+def _levels_of(manifest: Manifest) -> dict[str, str]:
+    """The levels, what steps among them mean, and which of them some layers lack."""
+    facts = {"levels": ", ".join(manifest.levels)}
+    if (step := manifest.settings.get("step_weights")) is not None:
+        facts["levels"] += (
+            f": steps of {step:,} weights in every layer away from sparsity {manifest.settings['target_sparsity']}"
+        )
+        shares = dict.fromkeys(f"{step / (each.out_features * each.in_features):.2%}" for each in _by_size(manifest))
+        facts["a_step"] = f"{' to '.join(shares)} of a layer; those above 0 are sparser"
+    lacking = [level for level in manifest.levels if any(level not in layer.costs for layer in manifest.layers)]
+    if lacking:
+        facts["not_in_all_layers"] = ", ".join(lacking)
+    return facts
+
+
+def _by_size(manifest: Manifest) -> tuple[LayerEntry, LayerEntry]:
+    """The layers of most and of fewest weights."""
+    rising = sorted(manifest.layers, key=lambda layer: layer.out_features * layer.in_features)
+    return rising[-1], rising[0]
 
 
 def _run(location: Location) -> tuple[RenderableType, dict[str, Any]]:
@@ -245,25 +271,49 @@ def _priced(configuration: Configuration, store: str | None, model: str | None) 
 
 
 def _levels(configuration: Mapping[str, str]) -> RenderableType:
-    """Kinds of layers as rows, blocks as columns: the allocation at a glance. A dropped sublayer is an x, a kept one a
-    dot."""
+    """Kinds of layers as rows, blocks as columns: the allocation at a glance. A dropped sublayer or block is an x, a
+    kept one a dot. Rows in which all is as in the base model are left out."""
     dropped = [site for site, level in configuration.items() if level == DROPPED]
-    said = [Text(f"dropped: {', '.join(dropped)}")] if dropped else []
-    configuration = {site: {DROPPED: "x", KEPT: "."}.get(level, level) for site, level in configuration.items()}
+    said = [Text(f"dropped: {_counted(dropped)}: {', '.join(dropped)}")] if dropped else []
+    configuration = {site: MARKS.get(level, level) for site, level in configuration.items()}
     grid: dict[str, dict[int, str]] = {}
     for layer, level in configuration.items():
         block, kind = place_of(layer)
         grid.setdefault(kind, {})[block] = level
+    grid = {kind: row for kind, row in grid.items() if not set(row.values()) <= {BASE, MARKS[KEPT]}}
+    if not grid:
+        return Text("nothing is compressed or dropped")
     blocks = sorted({block for row in grid.values() for block in row})
+    widest = max(len(cell) for row in grid.values() for cell in (*row.values(), str(blocks[-1])))
+    # A cell has a space on each side.
+    beside = (TERMINAL - max(map(len, (*grid, WHOLE_BLOCK)))) // (widest + 2)
+    beside = max(1, min(beside, BLOCKS_BESIDE))
     tables = []
-    for first in range(0, len(blocks), BLOCKS_BESIDE):
-        shown = blocks[first : first + BLOCKS_BESIDE]
+    for first in range(0, len(blocks), beside):
+        shown = blocks[first : first + beside]
         table = Table(title=None if first else "levels by block", title_justify="left", box=None, pad_edge=False)
         table.add_column("block", no_wrap=True)
         for block in shown:
             table.add_column(str(block), justify="right", no_wrap=True)
         for kind, row in grid.items():
             if any(block in row for block in shown):
-                table.add_row(kind, *[row.get(block, "") for block in shown])
+                table.add_row(kind or WHOLE_BLOCK, *[row.get(block, "") for block in shown])
         tables.append(table)
     return Group(*tables, *said)
+
+
+def _counted(dropped: Sequence[str]) -> str:
+    """`2 attention, 1 MLP sublayers`, by the names of what is dropped."""
+    blocks, counts = 0, Counter[str]()
+    for site in dropped:
+        parts = site.lower().split(".")
+        number = next((place for place, part in enumerate(parts) if part.isdecimal()), -1)
+        if inside := ".".join(parts[number + 1 :]):
+            mixes, feeds = (any(word in inside for word in words) for words in (MIXERS, FEED_FORWARDS))
+            counts["attention" if mixes else "MLP" if feeds else "other"] += 1
+        else:
+            blocks += 1
+    said = [f"{counts[kind]} {kind}" for kind in ("attention", "MLP", "other") if counts[kind]]
+    groups = [f"{', '.join(said)} sublayer{'s' if counts.total() > 1 else ''}"] if said else []
+    groups += [f"{blocks} block{'s' if blocks > 1 else ''}"] if blocks else []
+    return " and ".join(groups)

@@ -1,9 +1,10 @@
 """What searches and baselines stand on: the model's facts, what may be chosen, and the texts; checked before a worker
 starts.
 
-Holds: `Ground`, `plan_ground`, `make_ground_space`, `space_of_run`, `block_length`.
+Holds: `Ground`, `plan_ground`, `make_ground_space`, `settings_of_run`, `space_of_run`, `block_length`.
 """
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ from evoray.errors import UserError
 from evoray.fitness import Fitness
 from evoray.model import Facts, checkpoint_facts, load_tokenizer
 from evoray.run.bare import bare_manifest
-from evoray.run.directory import SETTINGS
+from evoray.run.directory import IDENTITY, SETTINGS
 from evoray.run.sites import site_list
 from evoray.run.workers import located, worker_memory, worker_spec
 from evoray.settings import BaselineSettings, ChoiceSettings, Preset, SearchSettings, load_settings
@@ -246,11 +247,11 @@ def _units(settings: ChoiceSettings, facts: Facts) -> tuple[tuple[PricedDroppabl
     return left
 
 
-def space_of_run(location: Location) -> Space:
-    """The space of a run, from its settings.
+def settings_of_run(location: Location) -> ChoiceSettings:
+    """What a run was asked for.
 
     Raises:
-        UserError: its settings or its store are gone.
+        UserError: its settings are gone.
     """
     try:
         values = yaml.safe_load((location / SETTINGS).read_bytes())
@@ -258,11 +259,35 @@ def space_of_run(location: Location) -> Space:
         raise UserError(f"{location} has no {SETTINGS}; give a run directory of a search") from None
     kind = BaselineSettings if "method" in values else SearchSettings
     settings: ChoiceSettings = load_settings(kind, {key: value for key, value in values.items() if key != "preset"})
+    return settings
+
+
+def space_of_run(location: Location) -> Space:
+    """The space of a run, from its settings.
+
+    Raises:
+        UserError: its settings or its store are gone, or another store stands in that place.
+    """
+    settings = settings_of_run(location)
     stored = VariantStore.open(settings.store).manifest if settings.store is not None else None
+    if stored is not None and stored.digest != _searched_store(location):
+        raise UserError(
+            f"the store {settings.store} is another one ({stored.digest[:12]}) than {location} was searched with; "
+            "put that one back, or search again"
+        )
     facts = checkpoint_facts(
         settings.model, settings.revision, settings.trust_remote_code, allow_partial=settings.allow_partial
     )
     return make_ground_space(settings, facts, stored)[2]
+
+
+def _searched_store(location: Location) -> str | None:
+    """Digest of the store that a run was searched with."""
+    try:
+        found = json.loads((location / IDENTITY).read_bytes())["store"]
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        raise UserError(f"{location / IDENTITY} is missing or damaged; give another run directory") from None
+    return found if isinstance(found, str) else None
 
 
 def block_length(asked: int | None, facts: Facts, usual: int) -> int:

@@ -16,9 +16,8 @@ from evoray.configuration import DROPPED
 from evoray.errors import UserError
 from evoray.fitness import Fitness
 from evoray.run.directory import IDENTITY
-from evoray.run.ground import space_of_run
+from evoray.run.ground import settings_of_run, space_of_run
 from evoray.run.journal import GenerationRow, Journal
-from evoray.run.named import run_of
 from evoray.space import Genotype, Space
 from evoray.store import Location, VariantStore
 
@@ -134,7 +133,8 @@ def monotonicity(run: str) -> Monotonicity:
         run: the run directory of a search, finished or not.
 
     Raises:
-        UserError: no such run, nothing measured in it, or a store without layer errors.
+        UserError: no such run, nothing measured in it, a damaged journal, or a store without layer errors or other
+            than the one that was searched.
     """
     location = Location.parse(run)
     if not (location / IDENTITY).exists():
@@ -142,15 +142,16 @@ def monotonicity(run: str) -> Monotonicity:
     journal = Journal(location)
     if not journal.rows:
         raise UserError(f"{run} holds no generation yet; give the run directory of a search that measured one")
-    best = run_of(run)
-    space = space_of_run(location)
-    if best.get("store") is None:
+    # Of the settings, not of best.json: a driver that died between the two has measured, and has no best.json.
+    settings = settings_of_run(location)
+    if settings.store is None:
         raise UserError(f"{run} is of a search without a store, so there are no layer errors; give another run")
-    files = VariantStore.open(best["store"]).manifest.files
+    files = VariantStore.open(settings.store).manifest.files
     errors = {layer: file.errors for layer, file in files.items()}
     if not any(errors.values()):
-        raise UserError(f"the store {best['store']} has no layer errors; build it with evoray build")
-    fitness, kinds = Fitness(best["fitness"]["name"]), _Errors(space, errors)
+        raise UserError(f"the store {settings.store} has no layer errors; build it with evoray build")
+    space = space_of_run(location)
+    fitness, kinds = Fitness(settings.fitness), _Errors(space, errors)
     found = [group for row in journal.rows for group in _groups(journal, row, fitness, kinds)]
     groups = tuple(group for group, _ in found if len(group.genotypes) > 1)
     if not groups:
@@ -206,6 +207,13 @@ class _Errors:
     def __init__(self, space: Space, errors: Mapping[str, Mapping[str, float]]) -> None:
         self._space, self._errors = space, errors
 
+    def fit(self, genotype: Genotype) -> bool:
+        """Whether it is a genotype of the space."""
+        genes = self._space.genes
+        return len(genotype) == len(genes) and all(
+            0 <= index < len(gene.levels) for gene, index in zip(genes, genotype, strict=True)
+        )
+
     def of(self, genotype: Genotype) -> float | None:
         """The sum over layers; None where something is dropped, or a level has no error."""
         configuration = self._space.configuration(genotype)
@@ -229,6 +237,8 @@ def _groups(journal: Journal, row: GenerationRow, fitness: Fitness, errors: _Err
         numbers = sorted(cuts[rung])
         kept: list[tuple[Genotype, float, NDArray[np.float64]]] = []
         for genotype, parts in candidates.items():
+            if not errors.fit(genotype):
+                raise journal.damaged(f"{genotype} of generation {row.generation} is none of this search")
             error = errors.of(genotype)
             losses_B = np.concatenate([parts[number] for number in numbers if number in parts])
             if error is not None and len(parts) == len(numbers) and np.isfinite(losses_B).all():
