@@ -257,7 +257,9 @@ def space_of_run(location: Location) -> Space:
     except FileNotFoundError:
         raise UserError(f"{location} has no {SETTINGS}; give a run directory of a search") from None
     kind = BaselineSettings if "method" in values else SearchSettings
-    settings: ChoiceSettings = load_settings(kind, {key: value for key, value in values.items() if key != "preset"})
+    settings: ChoiceSettings = load_settings(
+        kind, {key: value for key, value in values.items() if key not in ("preset", "recipe")}
+    )
     stored = VariantStore.open(settings.store).manifest if settings.store is not None else None
     facts = checkpoint_facts(
         settings.model, settings.revision, settings.trust_remote_code, allow_partial=settings.allow_partial

@@ -3,13 +3,14 @@
 Holds: `ChoiceSettings`, `SearchSettings`, `BaselineSettings`, `TARGETS`.
 """
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from evoray.settings.fields import (
     MODEL,
     MOST,
+    RECIPE,
     TOP_K,
     Bytes,
     Integers,
@@ -108,6 +109,9 @@ class ChoiceSettings(ModelSettings, TextSettings, WorkSettings):
 class SearchSettings(ChoiceSettings):
     """`evoray search`: finds which layer gets which level."""
 
+    recipe_part: ClassVar[Literal["build", "search"] | None] = "search"
+
+    recipe: str | None = Field(None, description=RECIPE)
     preset: Preset | None = Field(None, description="evopress: the paper's algorithm and budget.")
     generations: int | None = Field(
         None,
