@@ -17,6 +17,7 @@ from evoray.settings.fields import (
     Levels,
     ModelSettings,
     MutationRule,
+    Names,
     Preset,
     TextSettings,
     WorkSettings,
@@ -136,6 +137,11 @@ class SearchSettings(ChoiceSettings):
     max_hours: float | None = Field(None, gt=0, description="Stop after so many hours; the run can go on later.")
     max_tokens: int | None = Field(
         None, gt=0, description="Stop after so many candidate tokens; the run can go on later."
+    )
+    log_to: Names = Field(
+        (),
+        description="Where figures of the run go as well: tensorboard, wandb, mlflow. "
+        "Needs pip install 'evoray[NAME]'. Default: nowhere.",
     )
     dry_run: bool = Field(False, description="Say what it would take, and stop.")
 

@@ -22,6 +22,7 @@ _NOT_DECIDING = {
     "run",
     "preset",
     "recipe",
+    "log_to",
 }
 """Who does the work, when it stops, and where it goes; values of a preset and a recipe are named one by one."""
 
