@@ -60,6 +60,9 @@ _asked = {"debug": False, "quiet": False}
 def _ask(context: typer.Context, parameter: typer.CallbackParam, value: bool) -> bool:
     """Remembers a switch that may stand before or after the verb."""
     _asked[str(parameter.name)] |= bool(value)
+    if _asked["quiet"]:
+        # Read when the libraries are imported, which is later.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     return value
 
 

@@ -94,11 +94,11 @@ class LoggedProgress(Progress):
                 log = open_log(name, LogPlace(self._run, self._settings, there.id, there.generation))
                 self._logs[name], self._written[name] = log, there
                 self._keep(name, id=log.id)
+            for row in self._rows:
+                self._write_generation(row)
         except BaseException:
             self._close()
             raise
-        for row in self._rows:
-            self._write_generation(row)
         return self
 
     def __exit__(self, *error: Any) -> None:
