@@ -17,7 +17,7 @@ What engines take: GPTQModel all of it; vLLM before mid-2026 (its `gptq`) all of
 symmetric layers of 4 and 8 bits in groups of 32, 64, 128 or whole rows. transformers itself knows no rules for single
 layers (`dynamic`), so it loads only what has the same bits everywhere.
 
-Holds: `export`, `WARNINGS`, `Rule`, `Refusal`, `Plan`, `quantization_config`.
+Holds: `export`, `WARNINGS`, `LOADING`, `Rule`, `Refusal`, `Plan`, `quantization_config`.
 
 Shape letters: O out, I in, G groups.
 """
@@ -37,8 +37,8 @@ from transformers import PreTrainedModel
 from evoray.configuration import BASE, configuration_text
 from evoray.errors import UserError
 from evoray.export.gptq_rules import Packing, dynamic_rules
-from evoray.export.hf import _silence, _silent_sublayers
-from evoray.export.source import Depth, ExportSource
+from evoray.export.silence import silence, silent_sublayers
+from evoray.export.source import ExportSource
 from evoray.formats import dense_weight
 from evoray.formats.dense import DENSE
 from evoray.formats.packed import PACKED, QuantizedWeight, decode, pack_codes
@@ -46,6 +46,16 @@ from evoray.model import ModelAdapter, load_model, load_tokenizer, quiet_transfo
 from evoray.space.costs import dropped_layers, more
 from evoray.space.ties import tie
 from evoray.store import Manifest, Variant
+
+LOADING = """\
+```python
+from gptqmodel import GPTQModel
+
+model = GPTQModel.load("FOLDER")
+```
+
+vLLM and SGLang read the same layout: `vllm serve FOLDER`.
+"""
 
 WARNINGS: tuple[str, ...] = (
     "Where layers have different bits (`dynamic` in quantization_config), load it with GPTQModel, vLLM or SGLang: "
@@ -141,7 +151,7 @@ def export(source: ExportSource, stage: Path) -> None:
         # A dtype that holds base weights and dequantized ones without rounding either.
         loaded.to(torch.promote_types(loaded.dtype, getattr(torch, manifest.scale_dtype)))
     adapter = ModelAdapter(loaded, allow_partial=source.allow_partial)
-    _silence(adapter, _silent_sublayers(adapter, source.dropped))
+    silence(adapter, silent_sublayers(adapter, source.dropped))
     for name in plan.dense:
         base = adapter.layers[name].base
         with torch.no_grad():
@@ -196,10 +206,6 @@ def _plan(source: ExportSource, odd: Mapping[str, str]) -> Plan:
     Raises:
         UserError: see `export`.
     """
-    if source.dropped and source.options.depth is not Depth.zeros:
-        raise UserError(
-            f"--depth {source.options.depth} is not for --format gptq, whose dropped sublayers are zeros; leave it out"
-        )
     variants = source.needed_variants()
     gone = dropped_layers(source.configuration, source.facts.droppable)
     levels = {name: level for name, level in source.layers.items() if level != BASE and name not in gone}

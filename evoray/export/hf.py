@@ -1,18 +1,35 @@
 """A transformers checkpoint with dequantized weights: `--format hf`.
 
-Holds: `export`.
+Holds: `export`, `DEPTHS`, `LOADING`.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from evoray.configuration import BASE, configuration_text
 from evoray.errors import UserError
-from evoray.export.source import ExportSource
+from evoray.export.depth import Expected, whole_blocks, without_blocks
+from evoray.export.no_op import leave_out, read_as_llama, write_config
+from evoray.export.silence import silence, silent_sublayers
+from evoray.export.source import Depth, ExportSource
 from evoray.formats import dense_weight
-from evoray.model import DropKind, ModelAdapter, load_model, load_tokenizer, quiet_transformers
+from evoray.model import ModelAdapter, load_model, load_tokenizer, quiet_transformers
+
+DEPTHS = tuple(Depth)
+LOADING = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+```
+
+Engines that run the base model run it as well. The weights are dequantized: it takes no less memory than the base
+model's weights of the same shapes do.
+"""
 
 
 def export(source: ExportSource, stage: Path) -> None:
@@ -20,17 +37,32 @@ def export(source: ExportSource, stage: Path) -> None:
 
     Weights are exactly what the store's codes dequantize to: the very values that the search measured. So it takes the
     room of the base model, or more where scales have more digits than the checkpoint's dtype; it is for judging and for
-    engines that quantize by themselves. Weights and biases of dropped sublayers are zero, those of dropped blocks in
-    all their sublayers: the model keeps its form, and any engine runs it.
+    engines that quantize by themselves.
+
+    What is dropped is said as `source.options.depth` says. `zeros`: weights and biases of dropped sublayers are zero,
+    those of dropped blocks in all their sublayers: the model keeps its form, and any engine runs it. `removed`: dropped
+    blocks are gone, and sublayers dropped alone are zero. `no-op`: dropped sublayers are gone, and `block_configs`
+    says so; that, only engines with such models load.
 
     Args:
         source: what to write.
         stage: an empty folder.
 
     Raises:
-        UserError: the configuration needs a store, or something dropped can't be said by zeros.
+        UserError: the configuration needs a store, or something dropped can't be said in this form.
     """
+    dtype, expected = _write(source, stage)
+    # The model that was written is gone from memory by now.
+    if source.options.depth is Depth.removed:
+        expected.check(_loaded_again(source, stage, dtype), "--depth removed")
+    elif source.options.depth is Depth.no_op:
+        expected.check(read_as_llama(stage, dtype), "--depth no-op")
+
+
+def _write(source: ExportSource, stage: Path) -> tuple[torch.dtype, Expected]:
+    """Writes the checkpoint; returns in which dtype, and what it has to be when it is loaded again."""
     variants = source.needed_variants()
+    depth = source.options.depth
     # A dtype that holds base weights and dequantized ones without rounding either.
     exact = getattr(torch, source.facts.dtype)
     if variants is not None:
@@ -43,9 +75,11 @@ def export(source: ExportSource, stage: Path) -> None:
         trust_remote_code=source.trust_remote_code,
     )
     adapter = ModelAdapter(loaded, allow_partial=source.allow_partial)
-    silent = _silent_sublayers(adapter, source.dropped)
+    removed, loose = whole_blocks(adapter, source.dropped) if depth is Depth.removed else ((), source.dropped)
+    silent = silent_sublayers(adapter, loose)
     # A layer that lies in what is dropped needs no variant.
     gone = {layer for name in silent for layer in adapter.droppable[name].layers}
+    gone |= {layer for layer, ref in adapter.layers.items() if ref.block in removed}
     for layer, level in source.layers.items():
         if variants is None or level == BASE or layer in gone:
             continue
@@ -54,58 +88,40 @@ def export(source: ExportSource, stage: Path) -> None:
         # Written into the parameter itself, so that the base weight's memory is reused and ties are kept.
         with torch.no_grad():
             adapter.layers[layer].base.copy_(adapter.ready(layer, weight_OI))
-    _silence(adapter, silent)
+    expected = Expected.of(adapter, source.dropped, removed)
+    silence(adapter, silent)
     adapter.close()
+    tensors = loaded.state_dict()
+    entries: list[dict[str, Any]] = []
+    if removed:
+        tensors, loaded.config = without_blocks(tensors, loaded.config, removed, adapter.blocks_name)
+    elif depth is Depth.no_op:
+        tensors, entries = leave_out(adapter, loaded.config, tensors, silent)
     with quiet_transformers():
-        loaded.save_pretrained(stage, safe_serialization=True)
+        loaded.save_pretrained(stage, state_dict=tensors, safe_serialization=True)
         load_tokenizer(source.model, source.revision, source.trust_remote_code).save_pretrained(stage)
+    if entries:
+        write_config(stage, entries)
     (stage / "evoray-configuration.txt").write_text(configuration_text(source.configuration), encoding="utf-8")
+    return exact, expected
 
 
-def _silent_sublayers(adapter: ModelAdapter, dropped: list[str]) -> list[str]:
-    """The sublayers that have to add nothing, so that the model does without what is dropped.
+def _loaded_again(source: ExportSource, stage: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The checkpoint that was written.
 
     Raises:
-        UserError: zeros in this model's weights don't make it do without them.
+        UserError: it does not load.
     """
-    adapter.check_droppable(dropped)
-    silent: list[str] = []
-    for name in dropped:
-        site = adapter.droppable[name]
-        silent += adapter.sublayers[site.block] if site.kind is DropKind.block else [name]
-    silent = list(dict.fromkeys(silent))
     try:
-        adapter.check_droppable(silent)
+        return load_model(
+            str(stage),
+            dtype=str(dtype).removeprefix("torch."),
+            device="cpu",
+            trust_remote_code=source.trust_remote_code,
+        )
     except UserError as error:
+        reason = str(error).partition(": ")[2].partition(";")[0]
         raise UserError(
-            f"dropped blocks of this model can't be written as a plain checkpoint: {str(error).split(';')[0]}; "
-            "use the configuration file"
-        ) from None
-    return silent
-
-
-def _silence(adapter: ModelAdapter, sublayers: list[str]) -> None:
-    """Writes zeros into the weights and biases of sublayers.
-
-    Raises:
-        UserError: they belong to other parts of the model too.
-    """
-    parameters = {id(parameter): parameter for name in sublayers for parameter in adapter.silenced(name)}
-    modules: set[torch.nn.Module] = {module for name in sublayers for module in adapter.modules(name)}
-    for name, parameter in _outside(adapter.model, modules):
-        if id(parameter) in parameters:
-            raise UserError(f"{name} is a weight of dropped sublayers too, so it can't be zero; drop none of them")
-    with torch.no_grad():
-        for parameter in parameters.values():
-            parameter.zero_()
-
-
-def _outside(model: PreTrainedModel, modules: set[torch.nn.Module]) -> list[tuple[str, torch.nn.Parameter]]:
-    """Names and parameters of all that lies in none of some modules."""
-    inside = {part for module in modules for part in module.modules()}
-    return [
-        (f"{name}.{kind}", parameter)
-        for name, module in model.named_modules()
-        if module not in inside
-        for kind, parameter in module.named_parameters(recurse=False)
-    ]
+            f"--depth removed: a {source.facts.model_class} without these blocks does not load ({reason}); "
+            "use --depth zeros, or the configuration file"
+        ) from error

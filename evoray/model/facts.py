@@ -43,6 +43,7 @@ class LayerShape:
         out_features: Rows as [out, in].
         in_features: Columns as [out, in].
         dense_bytes: Bytes of the weight in the checkpoint's dtype.
+        transposed: The module keeps it as [in, out] (transformers' `Conv1D`), and is no `nn.Linear`.
     """
 
     name: str
@@ -50,6 +51,7 @@ class LayerShape:
     out_features: int
     in_features: int
     dense_bytes: int
+    transposed: bool
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,12 @@ def checkpoint_facts(
             tensors[name] = tensor
     layers = tuple(
         LayerShape(
-            name, ref.block, ref.out_features, ref.in_features, ref.out_features * ref.in_features * dtype.itemsize
+            name,
+            ref.block,
+            ref.out_features,
+            ref.in_features,
+            ref.out_features * ref.in_features * dtype.itemsize,
+            ref.transposed,
         )
         for name, ref in structure.layers.items()
     )

@@ -24,6 +24,9 @@ def site_list(place: str, droppable: Sequence[Droppable]) -> tuple[str, ...]:
     """
     try:
         text = Location.parse(place).read_bytes().decode("utf-8-sig")
+    except UserError as error:
+        # A folder, or a place that can't be read; it says which, but not who asked for it.
+        raise UserError(f"--droppable: {error}") from None
     except FileNotFoundError:
         raise UserError(f"--droppable {place}: no such file; give one with a site, or none|attn|mlp, a line") from None
     except UnicodeDecodeError:

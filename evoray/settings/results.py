@@ -67,16 +67,17 @@ class EvalSettings(ModelSettings, TextSettings, WorkSettings):
 class ExportSettings(Settings):
     """`evoray export`: a checkpoint of a configuration, or the text files that other programs read."""
 
-    format: Literal["hf", "gptq", "gguf", "evopress"] = Field(
+    format: Literal["hf", "compressed-tensors", "gptq", "gguf", "evopress"] = Field(
         "hf",
-        description="hf: dequantized weights that transformers loads as they are; gptq: codes of 2, 3, 4 and 8 bits, "
-        "for GPTQModel, vLLM and SGLang; gguf: types of layers and commands for llama.cpp, which quantizes anew; "
-        "evopress: the texts that EvoPress's programs read, levels and dropped sublayers.",
+        description="hf: dequantized weights that transformers loads as they are; compressed-tensors: packed codes for "
+        "vLLM (needs pip install 'evoray[export]'); gptq: codes of 2, 3, 4 and 8 bits, for GPTQModel, vLLM and SGLang; "
+        "gguf: types of layers and commands for llama.cpp, which quantizes anew; evopress: the texts that EvoPress's "
+        "programs read, levels and dropped sublayers.",
     )
     depth: Literal["zeros", "removed", "no-op"] = Field(
         "zeros",
         description="How a checkpoint says what is dropped: zero weights, which every engine runs; whole blocks "
-        "removed and the rest renumbered; or no_op entries of block_configs, for engines that read them.",
+        "removed and the rest renumbered; or, of a llama, no_op entries of block_configs, for engines that read them.",
     )
     allow_dense: bool = Field(False, description="Keep layers dense that the format can't hold at their level.")
     model: str | None = Field(None, description="Model. Default: the one of the run or store.")

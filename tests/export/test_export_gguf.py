@@ -129,7 +129,7 @@ def test_types_have_the_bits_of_their_blocks() -> None:
     for bits, type_ in TYPES.items():
         assert float(type_.bits) == by_hand[bits]
         assert type_.bits == Fraction(sum(parts[bits]), type_.block)
-    shapes = [LayerShape("m", 0, 8, columns, 0) for columns in (256, 32, 8)]
+    shapes = [LayerShape("m", 0, 8, columns, 0, False) for columns in (256, 32, 8)]
     for shape in shapes:
         for bits in TYPES:
             type_ = layer_type(shape, str(bits), TYPES[8])

@@ -11,6 +11,7 @@ from evoray.errors import UserError
 from evoray.run.journal import Journal
 from evoray.run.plan import plan_search
 from evoray.run.search import search
+from evoray.run.sites import site_list
 from evoray.settings import SearchSettings
 from evoray.store import Location
 
@@ -141,3 +142,8 @@ def test_no_file(deep: Material, tmp_path: Path) -> None:
         plan_search(made.model_copy(update={"droppable": str(tmp_path / "nope.txt")}))
     with pytest.raises(UserError, match="Is a directory; give"):
         plan_search(made.model_copy(update={"droppable": str(tmp_path)}))
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"^--droppable: cannot read {tmp_path}: Is a directory; [^\n]*$"):
+        site_list(str(tmp_path), ())
