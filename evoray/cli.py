@@ -12,18 +12,16 @@ import shlex
 import shutil
 import sys
 import traceback
-import types
-from collections.abc import Callable, Sequence
-from enum import StrEnum
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import Annotated, Any, NoReturn
 
 import typer
-from pydantic import BeforeValidator
-from pydantic_core import PydanticUndefined
 from rich.console import Console
 
 from evoray.errors import EvorayError, UserError
+from evoray.flags import complete_recipes, option_of
 from evoray.settings import (
     BaselineSettings,
     BuildSettings,
@@ -31,8 +29,9 @@ from evoray.settings import (
     ExportSettings,
     SearchSettings,
     Settings,
-    flag,
     load_settings,
+    matching_recipes,
+    recipes,
 )
 
 PIPE_WIDTH = 2000
@@ -61,6 +60,9 @@ _asked = {"debug": False, "quiet": False}
 def _ask(context: typer.Context, parameter: typer.CallbackParam, value: bool) -> bool:
     """Remembers a switch that may stand before or after the verb."""
     _asked[str(parameter.name)] |= bool(value)
+    if _asked["quiet"]:
+        # Read when the libraries are imported, which is later.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     return value
 
 
@@ -94,6 +96,17 @@ def _progress() -> Any:
     return Progress() if _asked["quiet"] else RichProgress()
 
 
+@contextmanager
+def _working(kept: str) -> Iterator[Any]:
+    """A progress for what may be stopped by Ctrl-C, and then says what is kept of it."""
+    with _progress() as progress:
+        try:
+            yield progress
+        except KeyboardInterrupt:
+            progress.note(f"stopped; {kept}")
+            raise
+
+
 def _show(renderable: Any) -> None:
     width = None if sys.stdout.isatty() else PIPE_WIDTH
     Console(width=width, markup=False, highlight=False).print(renderable)
@@ -101,6 +114,22 @@ def _show(renderable: Any) -> None:
 
 def _show_json(found: Any) -> None:
     typer.echo(json.dumps(_finite(found), indent=1, ensure_ascii=False))
+
+
+def _show_either(found: tuple[Any, Any], as_json: bool) -> None:
+    """A table for people, or the same for programs."""
+    _show_json(found[1]) if as_json else _show(found[0])
+
+
+def _show_result(result: Any, as_json: bool) -> None:
+    """What a search or a baseline found."""
+    from evoray.report.tables import certificate
+
+    if as_json:
+        _show_json({"run": result.run, "reason": result.reason, **result.best})
+        return
+    _show(certificate(result.best["held_out"]))
+    _show(f"{result.reason}; the result is in {result.run}/best.json")
 
 
 def _finite(found: Any) -> Any:
@@ -112,52 +141,7 @@ def _finite(found: Any) -> Any:
     return None if isinstance(found, float) and not math.isfinite(found) else found
 
 
-def _plain(annotation: Any) -> Any:
-    """The type of a field that may be None."""
-    if get_origin(annotation) in (Union, types.UnionType):
-        annotation = next(part for part in get_args(annotation) if part is not type(None))
-    return annotation
-
-
-def _choices(annotation: Any) -> list[str]:
-    if get_origin(annotation) is Literal:
-        return [str(choice) for choice in get_args(annotation)]
-    return [choice.value for choice in annotation] if isinstance(annotation, type(StrEnum)) else []
-
-
-def _option(kind: type[Settings], field: str) -> Any:
-    """A field as a flag. All but switches reach the settings as text, which alone decide what is right."""
-    info, annotation = kind.model_fields[field], _plain(kind.model_fields[field].annotation)
-    choices, default = _choices(annotation), info.default
-    said = [info.description or ""]
-    if choices:
-        said.append(f"One of: {', '.join(choices)}." if len(choices) > 1 else f"Only: {choices[0]}.")
-    if default is PydanticUndefined:
-        said.append("Required.")
-    elif default is not None and annotation is not bool and "Default:" not in said[0]:
-        said.append(f"Default: {','.join(map(str, default)) if isinstance(default, tuple) else default}.")
-    owner = next(base for base in reversed(kind.__mro__) if field in vars(base).get("__annotations__", {}))
-    return typer.Option(
-        None,
-        flag(field) if annotation is not bool else f"{flag(field)}/{flag('no_' + field)}",
-        help=" ".join(said),
-        metavar=None if annotation is bool else "CHOICE" if choices else _metavar(annotation, info.metadata),
-        show_default=False,
-        rich_help_panel=owner.__name__.removesuffix("Settings"),
-    )
-
-
-def _metavar(annotation: Any, metadata: Sequence[Any]) -> str:
-    if get_origin(annotation) is Annotated:
-        annotation, *metadata = get_args(annotation)
-    if get_origin(annotation) is tuple:
-        return "LIST"
-    if annotation is int:
-        return "SIZE" if any(isinstance(part, BeforeValidator) for part in metadata) else "INT"
-    return "NUMBER" if annotation is float else "TEXT"
-
-
-def _verb(kind: type[Settings], name: str, example: str, *, as_json: bool = False) -> Callable[..., None]:
+def _verb(kind: type[Settings], name: str, example: str) -> Callable[..., None]:
     """Makes a verb whose flags are the fields of `kind`."""
 
     def decorate(run: Callable[..., None]) -> None:
@@ -174,19 +158,18 @@ def _verb(kind: type[Settings], name: str, example: str, *, as_json: bool = Fals
                     None, "--config", metavar="FILE", help="YAML file with the same names; flags win over it."
                 ),
             ),
-            *([parameter("as_json", _Json, False)] if as_json else []),
+            parameter("as_json", _Json, False),
             parameter("debug", _Debug, False),
             parameter("quiet", _Quiet, False),
         ]
         # What a verb has of its own stands first in its help.
         for field in sorted(kind.model_fields, key=lambda field: field not in vars(kind).get("__annotations__", {})):
             parsed = bool if kind.model_fields[field].annotation is bool else str
-            parameters.append(parameter(field, parsed | None, _option(kind, field)))
+            parameters.append(parameter(field, parsed | None, option_of(kind, field)))
 
         def command(**given: Any) -> None:
-            file, wanted = given.pop("config"), given.pop("as_json", None)
-            settings = load_settings(kind, {key: given[key] for key in kind.model_fields}, file)
-            run(settings, wanted) if as_json else run(settings)
+            file = given.pop("config")
+            run(load_settings(kind, {key: given[key] for key in kind.model_fields}, file), given["as_json"])
 
         command.__signature__ = signatures.Signature(parameters)  # type: ignore[attr-defined]
         command.__doc__ = f"{run.__doc__}\n\n    Example: {example}"
@@ -200,46 +183,36 @@ def _verb(kind: type[Settings], name: str, example: str, *, as_json: bool = Fals
     "build",
     "evoray build --model meta-llama/Llama-3.1-8B --data fineweb-edu --store variants",
 )
-def _build(settings: BuildSettings) -> None:
+def _build(settings: BuildSettings, as_json: bool) -> None:
     """Make the variants of every layer: quantized, sparse, or both, at each of several levels."""
     from evoray.report.dry_run import build_estimate
     from evoray.report.tables import inspect
     from evoray.run.build import run_build
 
     if settings.dry_run:
-        _show(build_estimate(settings))
+        _show_either(build_estimate(settings), as_json)
         return
-    with _progress() as progress:
+    with _working(f"{settings.store} keeps every finished layer: the same command goes on with it") as progress:
         run_build(settings, progress)
-    _show(inspect(settings.store)[0])
+    _show_either(inspect(settings.store), as_json)
 
 
 @_verb(
     SearchSettings,
     "search",
     "evoray search --model meta-llama/Llama-3.1-8B --store variants --data my-text.jsonl --run run --target-bits 3",
-    as_json=True,
 )
 def _search(settings: SearchSettings, as_json: bool) -> None:
     """Find the level of every layer, and what to drop, for a budget: bits, size, sparsity, or sublayers."""
     from evoray.report.dry_run import search_estimate
-    from evoray.report.tables import certificate
     from evoray.run.search import search
 
     if settings.dry_run:
-        _show(search_estimate(settings))
+        _show_either(search_estimate(settings), as_json)
         return
-    with _progress() as progress:
-        try:
-            result = search(settings, progress)
-        except KeyboardInterrupt:
-            progress.note(f"stopped; {settings.run} keeps every finished generation: the same command goes on with it")
-            raise
-    if as_json:
-        _show_json({"run": result.run, "reason": result.reason, **result.best})
-        return
-    _show(certificate(result.best["held_out"]))
-    _show(f"{result.reason}; the result is in {result.run}/best.json")
+    with _working(f"{settings.run} keeps every finished generation: the same command goes on with it") as progress:
+        result = search(settings, progress)
+    _show_result(result, as_json)
 
 
 @_verb(
@@ -247,27 +220,20 @@ def _search(settings: SearchSettings, as_json: bool) -> None:
     "baseline",
     "evoray baseline --method dp --model meta-llama/Llama-3.1-8B --store variants --data my-text.jsonl --run run-dp "
     "--target-bits 3",
-    as_json=True,
 )
 def _baseline(settings: BaselineSettings, as_json: bool) -> None:
     """What a search has to beat, for the same budget and in the same form: uniform, random, dp, owl, scores, ..."""
-    from evoray.report.tables import certificate
     from evoray.run.baseline import run_baseline
 
-    with _progress() as progress:
+    with _working("a baseline is not kept before it is judged: the same command begins it anew") as progress:
         result = run_baseline(settings, progress)
-    if as_json:
-        _show_json({"run": result.run, "reason": result.reason, **result.best})
-        return
-    _show(certificate(result.best["held_out"]))
-    _show(f"{result.reason}; the result is in {result.run}/best.json")
+    _show_result(result, as_json)
 
 
 @_verb(
     EvalSettings,
     "eval",
     "evoray eval --configuration run --data held-out.txt",
-    as_json=True,
 )
 def _eval(settings: EvalSettings, as_json: bool) -> None:
     """Judge a configuration, or the base model: perplexity and KL on any text, scores of lm-eval's tasks."""
@@ -287,11 +253,12 @@ def _eval(settings: EvalSettings, as_json: bool) -> None:
 
 
 @_verb(ExportSettings, "export", "evoray export --configuration run --out model-3bit")
-def _export(settings: ExportSettings) -> None:
+def _export(settings: ExportSettings, as_json: bool) -> None:
     """Write a checkpoint of a configuration, or the texts that EvoPress reads."""
     from evoray.run.export import run_export
 
-    _show(f"wrote {run_export(settings)}")
+    out = str(run_export(settings))
+    _show_either((f"wrote {out}", {"out": out, "format": settings.format}), as_json)
 
 
 @app.command("inspect")
@@ -333,8 +300,7 @@ def _inspect(
         raise UserError(f"{given} goes with evoray inspect {MONOTONICITY} RUN; leave it out, or write that")
     from evoray.report.tables import inspect
 
-    table, found = inspect(place, store, model)
-    _show_json(found) if as_json else _show(table)
+    _show_either(inspect(place, store, model), as_json)
 
 
 def _monotonicity(run: str, plot: str | None, as_json: bool) -> None:
@@ -379,10 +345,38 @@ def _report(
     _show(f"page:     {report.page}\npictures: {len(report.pictures)} PNG files beside it")
 
 
+@app.command("recipes")
+def _recipes(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="A recipe, or a family of them, or a family's model.",
+            show_default=False,
+            autocompletion=complete_recipes,
+        ),
+    ] = None,
+    as_json: _Json = False,
+    debug: _Debug = False,
+    quiet: _Quiet = False,
+) -> None:
+    """List settings of known experiments, or show one and the commands that run it.
+
+    Example: evoray recipes evopress-bits/llama-3-8b/3
+    """
+    from evoray.report.recipes import recipe_list, recipe_page
+
+    found = matching_recipes(name) if name is not None else recipes()
+    if len(found) == 1 and found[0].name == name:
+        _show_either(recipe_page(found[0]), as_json)
+        return
+    _show_either(recipe_list(found), as_json)
+
+
 @app.command("demo")
 def _demo(
     folder: Annotated[str, typer.Option(help="Where store and run go.")] = "evoray-demo",
     workers: Annotated[int | None, typer.Option(min=0, help="Workers. 0: this process, without Ray.")] = None,
+    as_json: _Json = False,
     debug: _Debug = False,
     quiet: _Quiet = False,
 ) -> None:
@@ -393,8 +387,11 @@ def _demo(
     from evoray.report.tables import certificate
     from evoray.run.demo import run_demo
 
-    with _progress() as progress:
+    with _working(f"{folder} keeps what is finished: the same command goes on with it") as progress:
         result = run_demo(folder, workers, progress)
+    if as_json:
+        _show_result(result, as_json)
+        return
     _show(certificate(result.best["held_out"]))
     _show(f"variants: {folder}/store\nrun:      {result.run}\nresult:   {result.run}/best.json")
     program, place = _program(), shlex.quote(folder)

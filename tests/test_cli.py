@@ -218,7 +218,7 @@ def test_mistakes_of_an_export(call: Call, material: Material, finished: Path, t
         (["--configuration", finished, "--out", "/proc/nope/out"], "can't be written"),
         (["--configuration", finished, "--out", ""], "--out '': it is empty"),
         (["--configuration", tmp_path, "--out", tmp_path / "o"], "has no best.json"),
-        (["--configuration", finished, "--out", tmp_path / "o", "--format", "gguf"], "--format 'gguf': should be 'hf'"),
+        (["--configuration", finished, "--out", tmp_path / "o", "--format", "onnx"], "--format 'onnx': should be 'hf'"),
     ]:
         refused(call("export", *arguments), said)
     assert [file.name for file in tmp_path.iterdir()] == ["mine"]

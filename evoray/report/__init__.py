@@ -6,5 +6,5 @@
 `reading.py`: `read_run`: the numbers of a run (`numbers.py`). `allocation.py`: which layer has which level.
 `monotonicity.py`: where less error in the layers is more loss: a table and a picture.
 `tasks.py`: scores of tasks.
-`dry_run.py`: what a build or search would take.
+`dry_run.py`: what a build or search would take. `recipes.py`: settings of known experiments.
 """

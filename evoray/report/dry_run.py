@@ -4,6 +4,7 @@ Holds: `build_estimate`, `search_estimate`.
 """
 
 import math
+from typing import Any
 
 from rich.table import Table
 
@@ -25,6 +26,14 @@ def _table(rows: dict[str, str]) -> Table:
     return table
 
 
+def _hours(operations: float) -> dict[str, float]:
+    """The same for programs."""
+    return {
+        "hours_on_cpu_core": operations / _CPU_CORE_RATE / 3600,
+        "hours_on_large_gpu": operations / _GPU_RATE / 3600,
+    }
+
+
 def _times(operations: float) -> str:
     def spelled(seconds: float) -> str:
         return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{max(seconds / 60, 0.1):.1f} min"
@@ -33,8 +42,8 @@ def _times(operations: float) -> str:
     return f"about {on_core} on one CPU core, {on_gpu} on one large GPU (rough)"
 
 
-def build_estimate(settings: BuildSettings) -> Table:
-    """Layers, tokens, time and disk of a build; reads no weight.
+def build_estimate(settings: BuildSettings) -> tuple[Table, dict[str, Any]]:
+    """Layers, tokens, time and disk of a build, for people and for programs; reads no weight.
 
     Raises:
         UserError: the build could not work.
@@ -49,28 +58,35 @@ def build_estimate(settings: BuildSettings) -> Table:
         "layers": f"{len(layers)} in {plan.facts.n_blocks} blocks, {weights:,} weights",
         "levels": ", ".join(plan.header.levels),
     }
+    figures: dict[str, Any] = {
+        "layers": len(layers),
+        "blocks": plan.facts.n_blocks,
+        "weights": weights,
+        "levels": list(plan.header.levels),
+        "base_model_bytes": plan.facts.parameter_bytes,
+    }
     memory = human_bytes(plan.facts.parameter_bytes) + " for the base model in its own dtype"
     if isinstance(plan.source, EvopressFolder):
-        return _table(rows | {"disk": human_bytes(plan.source.disk_bytes), "memory": memory})
+        figures["disk_bytes"] = plan.source.disk_bytes
+        return _table(rows | {"disk": human_bytes(plan.source.disk_bytes), "memory": memory}), figures
     entries = [
         layer_entry(layer.name, layer.block, layer.out_features, layer.in_features, plan.header) for layer in layers
     ]
     tokens = plan.text.tokens if plan.text is not None else 0
     columns = sum(entry.out_features * entry.in_features**2 * len(entry.costs) for entry in entries)
     operations = 2.0 * tokens * (2 * weights + sum(entry.in_features**2 for entry in entries)) + columns
-    return _table(
-        {
-            **rows,
-            "Hessian text": f"{tokens:,} tokens",
-            "disk": human_bytes(sum(cost.bytes for entry in entries for cost in entry.costs.values())),
-            "memory": memory,
-            "time": _times(operations),
-        }
-    )
+    disk = sum(cost.bytes for entry in entries for cost in entry.costs.values())
+    rows |= {
+        "Hessian text": f"{tokens:,} tokens",
+        "disk": human_bytes(disk),
+        "memory": memory,
+        "time": _times(operations),
+    }
+    return _table(rows), figures | {"hessian_tokens": tokens, "disk_bytes": disk, **_hours(operations)}
 
 
-def search_estimate(settings: SearchSettings) -> Table:
-    """Genes, tokens, time and disk of a search; starts no worker.
+def search_estimate(settings: SearchSettings) -> tuple[Table, dict[str, Any]]:
+    """Genes, tokens, time and disk of a search, for people and for programs; starts no worker.
 
     Raises:
         UserError: the search could not work.
@@ -81,17 +97,34 @@ def search_estimate(settings: SearchSettings) -> Table:
     choices = sum(math.log10(len(gene.levels)) for gene in ground.space.genes)
     facts = ground.facts
     hidden = _hidden_size(ground.facts)
-    return _table(
+    teacher = ground.text.tokens * (4 * hidden + 8)
+    operations = 2.0 * tokens * facts.parameter_bytes / (4 if facts.dtype == "float32" else 2)
+    figures = {
+        "genes": len(ground.space.genes),
+        "layers": len(ground.manifest.layers),
+        "genotypes_log10": choices,
+        "candidate_tokens": tokens,
+        "candidate_tokens_per_generation": plan.generation_tokens,
+        "search_tokens": ground.text.tokens,
+        "search_documents": len(ground.text.document_digests),
+        "held_out_tokens": held_out.tokens,
+        "held_out_documents": len(held_out.document_digests),
+        "teacher_bytes": teacher,
+        "worker_memory_bytes": int(ground.memory),
+        **_hours(operations),
+    }
+    table = _table(
         {
             "genes": f"{len(ground.space.genes)} over {len(ground.manifest.layers)} layers, 10^{choices:.0f} genotypes",
             "candidate tokens": f"{tokens:,} at most, {plan.generation_tokens:,} a generation",
             "search text": f"{ground.text.tokens:,} tokens, {len(ground.text.document_digests):,} documents",
             "held-out text": f"{held_out.tokens:,} tokens, {len(held_out.document_digests):,} documents",
-            "teacher": human_bytes(ground.text.tokens * (4 * hidden + 8)) + " of disk at most",
+            "teacher": human_bytes(teacher) + " of disk at most",
             "memory": human_bytes(ground.memory) + " of each worker",
-            "time": _times(2.0 * tokens * facts.parameter_bytes / (4 if facts.dtype == "float32" else 2)),
+            "time": _times(operations),
         }
     )
+    return table, figures
 
 
 def _hidden_size(facts: Facts) -> int:

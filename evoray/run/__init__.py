@@ -14,5 +14,6 @@
 `monotonicity.py`: `monotonicity`: sums of layer errors against the losses of a run.
 `named.py`: `configuration_of`: which configuration a path names.
 `bare.py`: a model without a store. `sites.py`: files that name what may be dropped.
-`progress.py`: what a person sees meanwhile.
+`progress.py`: what a person sees meanwhile. `log.py`: the same, kept in the run directory.
+`loggers/`, `logged.py`: TensorBoard and the like, told the figures of a search as well.
 """

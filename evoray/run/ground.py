@@ -258,7 +258,9 @@ def settings_of_run(location: Location) -> ChoiceSettings:
     except FileNotFoundError:
         raise UserError(f"{location} has no {SETTINGS}; give a run directory of a search") from None
     kind = BaselineSettings if "method" in values else SearchSettings
-    settings: ChoiceSettings = load_settings(kind, {key: value for key, value in values.items() if key != "preset"})
+    settings: ChoiceSettings = load_settings(
+        kind, {key: value for key, value in values.items() if key not in ("preset", "recipe")}
+    )
     return settings
 
 

@@ -5,8 +5,9 @@ Holds: `DriverLog`.
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 from evoray.errors import EvorayError
 from evoray.run.journal import GenerationRow
@@ -62,6 +63,9 @@ class DriverLog(Progress):
         )
         self._flush()
         self._progress.generation(row, generations)
+
+    def concluded(self, best: Mapping[str, Any]) -> None:
+        self._progress.concluded(best)
 
     def layer(self, done: int, total: int, name: str) -> None:
         self._progress.layer(done, total, name)

@@ -13,6 +13,7 @@ from evoray.configuration import DROPPED
 from evoray.errors import UserError
 from evoray.evolve import LevelSwitch, OnePlusLambda, Rung, rungs
 from evoray.run.ground import Ground, plan_ground
+from evoray.run.loggers import check_loggers
 from evoray.run.named import as_blocks, configuration_of, resolve_sites
 from evoray.run.problem import check_baseline
 from evoray.settings import MutationRule, Preset, SearchSettings
@@ -106,6 +107,7 @@ def plan_search(settings: SearchSettings, stage: Callable[[str], object] = lambd
             "lower it, or raise --offspring"
         )
     init = _baseline(settings)
+    check_loggers(settings.log_to)
     settings, ground = plan_ground(settings, stage)
     most = max(*settings.tokens, settings.initial_tokens or 0)
     if most > ground.text.tokens:

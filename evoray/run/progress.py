@@ -4,7 +4,7 @@ Holds: `Progress` (says nothing; for programs), `RichProgress` (for terminals, p
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from rich.console import Console
@@ -36,6 +36,9 @@ class Progress:
 
     def generation(self, row: GenerationRow, generations: int) -> None:
         """A generation was journaled."""
+
+    def concluded(self, best: Mapping[str, Any]) -> None:
+        """The result was judged; `best` is what best.json holds."""
 
     def layer(self, done: int, total: int, name: str) -> None:
         """A layer of a build is finished."""

@@ -18,6 +18,7 @@ from evoray.run.best import SearchResult, best_record, judged_candidates
 from evoray.run.directory import RunDirectory
 from evoray.run.journal import GenerationRecord, GenerationRow, Journal
 from evoray.run.log import LOG, DriverLog
+from evoray.run.logged import LoggedProgress, lacking
 from evoray.run.named import read_best
 from evoray.run.plan import SearchPlan, plan_search
 from evoray.run.problem import find_by_baseline, least_errors
@@ -49,17 +50,31 @@ def search(settings: SearchSettings, progress: Progress | None = None) -> Search
             strategy = _replayed(plan, journal, start)
             reason = _why_stop(settings, journal, strategy)
             if reason is not None and (best := _concluded(run, plan, journal)) is not None:
+                if names := lacking(settings.log_to, run.location, best):
+                    with _logged(names, run, plan, journal, progress) as told:
+                        told.concluded(best)
                 return SearchResult(str(run.location), best, reason)
         log = DriverLog(run / LOG, progress)
         if journal.rows:
             log.note(f"going on with {run.location} after generation {journal.rows[-1].generation}")
-        with log, started_pool(settings, plan.ground.spec, plan.ground.memory, log) as pool:
+        with (
+            log,
+            _logged(settings.log_to, run, plan, journal, log) as told,
+            started_pool(settings, plan.ground.spec, plan.ground.memory, told) as pool,
+        ):
             run.settle_device(asdict(pool.record), settings.allow_mixed)
             if plan.init is not None and start is None:
-                start = _start_of_baseline(plan, run, pool, log)
-            driver = _Driver(plan, run, journal, start, pool, log)
+                start = _start_of_baseline(plan, run, pool, told)
+            driver = _Driver(plan, run, journal, start, pool, told)
             reason = driver.evolve()
             return SearchResult(str(run.location), driver.conclude(), reason)
+
+
+def _logged(
+    names: Sequence[str], run: RunDirectory, plan: SearchPlan, journal: Journal, progress: Progress
+) -> LoggedProgress:
+    """Tells the loggers of these names as well."""
+    return LoggedProgress(names, run.location, plan.settings.model_dump(mode="json"), journal.rows, progress)
 
 
 def _replayed(plan: SearchPlan, journal: Journal, start: Genotype | None) -> OnePlusLambda:
@@ -73,7 +88,7 @@ def _replayed(plan: SearchPlan, journal: Journal, start: Genotype | None) -> One
     return strategy
 
 
-def _start_of_baseline(plan: SearchPlan, run: RunDirectory, pool: Pool, log: DriverLog) -> Genotype:
+def _start_of_baseline(plan: SearchPlan, run: RunDirectory, pool: Pool, log: Progress) -> Genotype:
     """Lets the baseline that `--init` names find the start, once; resuming reads it."""
     assert plan.init is not None
     tokens = plan.settings.initial_tokens or plan.rungs[0].tokens
@@ -224,6 +239,7 @@ class _Driver:
             named["dp"] = by_errors
         best["held_out"] = judged_candidates(self.ground, self.plan.settings, self.pool, named, self.progress)
         self.run.write_best(best)
+        self.progress.concluded(best)
         return best
 
     def _start(self) -> Genotype:

@@ -3,7 +3,8 @@
 Holds:
     fields: `Settings` and the groups of fields that verbs share
     build: `BuildSettings`; choice: `SearchSettings`, `BaselineSettings`; results: `EvalSettings`, `ExportSettings`
-    presets: the defaults of `--preset`; loading: `load_settings`, `read_yaml`; command: `command_of`
+    presets: the defaults of `--preset`; recipes: `Recipe`, `find_recipe`, `recipes`: the defaults of `--recipe`
+    loading: `load_settings`; yaml_file: `read_yaml`; command: `command_of`
 
 A field's description is its help on the command line, and its name is its flag.
 """
@@ -26,9 +27,11 @@ from evoray.settings.fields import (
     WorkSettings,
     flag,
 )
-from evoray.settings.loading import load_settings, read_yaml
+from evoray.settings.loading import load_settings
 from evoray.settings.presets import PRESETS
+from evoray.settings.recipes import Recipe, find_recipe, matching_recipes, recipes
 from evoray.settings.results import EvalSettings, ExportSettings
+from evoray.settings.yaml_file import read_yaml
 
 __all__ = [
     "BOUNDARY_BYTES",
@@ -47,12 +50,16 @@ __all__ = [
     "ModelSettings",
     "MutationRule",
     "Preset",
+    "Recipe",
     "SearchSettings",
     "Settings",
     "TextSettings",
     "WorkSettings",
     "command_of",
+    "find_recipe",
     "flag",
     "load_settings",
+    "matching_recipes",
     "read_yaml",
+    "recipes",
 ]

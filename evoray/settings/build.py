@@ -3,11 +3,11 @@
 Holds: `BuildSettings`.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from evoray.settings.fields import MODEL, Level, Levels, ModelSettings, flag
+from evoray.settings.fields import MODEL, RECIPE, Level, Levels, ModelSettings, flag
 
 METHODS = {
     "quantization": ("gptq", "rtn"),
@@ -24,6 +24,9 @@ _MAKING |= {"hessian_level", "damping", "scales", "scale_dtype", "act_order"}
 class BuildSettings(ModelSettings):
     """`evoray build`: makes the variants."""
 
+    recipe_part: ClassVar[Literal["build", "search"] | None] = "build"
+
+    recipe: str | None = Field(None, description=RECIPE)
     model: str = Field(description=MODEL)
     store: str = Field(description="Where the variants go: a folder or a URI (s3://, gs://, file://).")
     kind: Literal["quantization", "sparsity", "joint"] = Field("quantization", description="What levels mean.")

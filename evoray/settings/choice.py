@@ -3,19 +3,21 @@
 Holds: `ChoiceSettings`, `SearchSettings`, `BaselineSettings`, `TARGETS`.
 """
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from evoray.settings.fields import (
     MODEL,
     MOST,
+    RECIPE,
     TOP_K,
     Bytes,
     Integers,
     Levels,
     ModelSettings,
     MutationRule,
+    Names,
     Preset,
     TextSettings,
     WorkSettings,
@@ -108,6 +110,9 @@ class ChoiceSettings(ModelSettings, TextSettings, WorkSettings):
 class SearchSettings(ChoiceSettings):
     """`evoray search`: finds which layer gets which level."""
 
+    recipe_part: ClassVar[Literal["build", "search"] | None] = "search"
+
+    recipe: str | None = Field(None, description=RECIPE)
     preset: Preset | None = Field(None, description="evopress: the paper's algorithm and budget.")
     generations: int | None = Field(
         None,
@@ -132,6 +137,11 @@ class SearchSettings(ChoiceSettings):
     max_hours: float | None = Field(None, gt=0, description="Stop after so many hours; the run can go on later.")
     max_tokens: int | None = Field(
         None, gt=0, description="Stop after so many candidate tokens; the run can go on later."
+    )
+    log_to: Names = Field(
+        (),
+        description="Where figures of the run go as well: tensorboard, wandb, mlflow. "
+        "Needs pip install 'evoray[NAME]'. Default: nowhere.",
     )
     dry_run: bool = Field(False, description="Say what it would take, and stop.")
 

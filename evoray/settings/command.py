@@ -21,8 +21,10 @@ _NOT_DECIDING = {
     "dry_run",
     "run",
     "preset",
+    "recipe",
+    "log_to",
 }
-"""Who does the work, when it stops, and where it goes; a preset's values are named one by one."""
+"""Who does the work, when it stops, and where it goes; values of a preset and a recipe are named one by one."""
 
 
 def command_of(verb: str, settings: Settings, changes: Mapping[str, Any]) -> str:

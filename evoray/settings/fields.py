@@ -5,7 +5,7 @@ Holds: `Settings`, `ModelSettings`, `TextSettings`, `WorkSettings`, `flag`, the 
 
 import os
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -40,6 +40,9 @@ def _levels(value: Any) -> Any:
 
 MODEL = "Model: a folder, a model id, or `embedded`."
 """What `--model` takes."""
+
+RECIPE = "Settings of a known experiment, by its name in `evoray recipes`; other flags win over it."
+"""What `--recipe` takes."""
 
 MOST = 1_000_000
 """Of anything that is counted one by one: more could not be held in memory."""
@@ -93,6 +96,9 @@ class Settings(BaseModel):
     """Common ground: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    recipe_part: ClassVar[Literal["build", "search"] | None] = None
+    """The part of a recipe that holds such settings; None where `--recipe` is no flag."""
 
     @field_validator("*", mode="before")
     @classmethod

@@ -1,25 +1,26 @@
-"""Settings from flags, a YAML file, a preset and defaults, and one line about all that is wrong with them.
+"""Settings from flags, a YAML file, a recipe, a preset and defaults, and one line about all that is wrong with them.
 
-Holds: `load_settings`, `read_yaml`.
+Holds: `load_settings`.
 """
 
 import difflib
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
 from evoray.errors import UserError
 from evoray.settings.fields import Preset, Settings, flag
 from evoray.settings.presets import preset_values
+from evoray.settings.recipes import recipe_values
+from evoray.settings.yaml_file import read_yaml
 
 _S = TypeVar("_S", bound=Settings)
 
 
 def load_settings(kind: type[_S], given: Mapping[str, Any], file: str | Path | None = None) -> _S:
-    """Settings from flags over a YAML file over a preset over defaults.
+    """Settings from flags over a YAML file over a recipe over a preset over defaults.
 
     Args:
         kind: the class of settings.
@@ -27,10 +28,13 @@ def load_settings(kind: type[_S], given: Mapping[str, Any], file: str | Path | N
         file: a YAML file with the same names, dashes or underscores.
 
     Raises:
-        UserError: an unknown key, a missing or wrong value; one line for all of them.
+        UserError: an unknown key, a missing or wrong value, one line for all of them; or an unknown recipe.
     """
     named = {key: value for key, value in given.items() if value is not None}
     merged = (read_yaml(file) if file is not None else {}) | named
+    recipe = merged.get("recipe")
+    if kind.recipe_part is not None and isinstance(recipe, str):
+        merged = recipe_values(recipe, kind.recipe_part, merged) | merged
     preset = merged.get("preset")
     if "preset" in kind.model_fields and preset in list(Preset):
         merged = preset_values(Preset(preset), merged) | merged
@@ -53,37 +57,3 @@ def _line(kind: type[Settings], entry: Any, named: Mapping[str, Any], file: str 
     message = entry["msg"].removeprefix("Value error, ").removeprefix("Input ").partition(", unable to parse")[0]
     message = message.replace("a valid tuple", "a list, like 16,4,1")
     return f"{flag(name)} {entry['input']!r}{where}: {message[:1].lower()}{message[1:]}" if name else message
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Refuses a mapping that names a key twice, where YAML would keep the last one without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [str(self.construct_object(key, deep=True)).replace("-", "_") for key, _ in node.value]
-        if len(twice := [key for key in keys if keys.count(key) > 1]):
-            raise yaml.YAMLError(f"{twice[0]} is named twice; keep one of the lines")
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(file: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file, with underscores in its keys.
-
-    Raises:
-        UserError: missing, unreadable, or no mapping.
-    """
-    try:
-        # A loader of its own, but one that constructs nothing beyond plain values.
-        found: Any = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=_StrictLoader)
-    except FileNotFoundError:
-        raise UserError(f"no settings file at {file}; give a YAML file of `key: value` lines") from None
-    except UnicodeDecodeError:
-        raise UserError(f"settings file {file} is no text; give a YAML file of `key: value` lines") from None
-    except OSError as error:
-        raise UserError(f"settings file {file} can't be read: {error.strerror}; give another") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"settings file {file} is no YAML that can be read: {' '.join(str(error).split())}") from None
-    if found is None:
-        return {}
-    if not isinstance(found, dict):
-        raise UserError(f"settings file {file} must hold `key: value` lines, it holds a {type(found).__name__}")
-    return {str(key).replace("-", "_"): value for key, value in found.items()}
