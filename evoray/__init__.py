@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from evoray.errors import EvorayError, UserError
 
 if TYPE_CHECKING:
-    from evoray.api import baseline, build, evaluate, export_checkpoint, open_pool, search, search_text
+    from evoray.api import baseline, build, evaluate, export_checkpoint, open_pool, search, search_text, sweep
     from evoray.applied import apply_configuration
     from evoray.cluster import Pool
     from evoray.evaluator import Evaluator
@@ -35,6 +35,7 @@ _WHERE = {
     "evaluate": "evoray.api",
     "export_checkpoint": "evoray.api",
     "search_text": "evoray.api",
+    "sweep": "evoray.api",
     "apply_configuration": "evoray.applied",
     "Pool": "evoray.cluster",
     "open_pool": "evoray.api",

@@ -1,6 +1,6 @@
 """The verbs as Python functions, and the short ways to the parts.
 
-Holds: `build`, `search`, `baseline`, `evaluate`, `export_checkpoint`, `search_text`, `open_pool`.
+Holds: `build`, `search`, `sweep`, `baseline`, `evaluate`, `export_checkpoint`, `search_text`, `open_pool`.
 """
 
 from pathlib import Path
@@ -18,8 +18,18 @@ from evoray.run.export import run_export
 from evoray.run.ground import USUAL_SEQUENCE, block_length
 from evoray.run.progress import Progress
 from evoray.run.search import search as _search
+from evoray.run.sweep import Sweep
+from evoray.run.sweep import sweep as _sweep
 from evoray.run.teacher import TaughtText, teach_text
-from evoray.settings import BaselineSettings, BuildSettings, EvalSettings, ExportSettings, SearchSettings, load_settings
+from evoray.settings import (
+    BaselineSettings,
+    BuildSettings,
+    EvalSettings,
+    ExportSettings,
+    SearchSettings,
+    SweepSettings,
+    load_settings,
+)
 from evoray.store import Manifest
 from evoray.tokens import BosPolicy, Role, read_text, resolve_bos
 
@@ -49,6 +59,15 @@ def baseline(*, config: str | Path | None = None, progress: Progress | None = No
         UserError: a mistake in the settings.
     """
     return run_baseline(load_settings(BaselineSettings, settings, config), progress)
+
+
+def sweep(*, config: str | Path | None = None, progress: Progress | None = None, **settings: Any) -> Sweep:
+    """Searches for several budgets; arguments are the flags of `evoray sweep` with underscores.
+
+    Raises:
+        UserError: a mistake in the settings.
+    """
+    return _sweep(load_settings(SweepSettings, settings, config), progress)
 
 
 def evaluate(*, config: str | Path | None = None, progress: Progress | None = None, **settings: Any) -> Evaluation:

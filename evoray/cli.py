@@ -29,6 +29,7 @@ from evoray.settings import (
     ExportSettings,
     SearchSettings,
     Settings,
+    SweepSettings,
     load_settings,
     matching_recipes,
     recipes,
@@ -213,6 +214,31 @@ def _search(settings: SearchSettings, as_json: bool) -> None:
     with _working(f"{settings.run} keeps every finished generation: the same command goes on with it") as progress:
         result = search(settings, progress)
     _show_result(result, as_json)
+
+
+@_verb(
+    SweepSettings,
+    "sweep",
+    "evoray sweep --model meta-llama/Llama-3.1-8B --store variants --data my-text.jsonl --run sweep "
+    "--target-bits 2.25,2.5,3,4",
+)
+def _sweep(settings: SweepSettings, as_json: bool) -> None:
+    """Search for several budgets in one job, each seeding the next: one table, one picture of size against loss."""
+    from evoray.report.sweep import sweep_estimate, sweep_table
+    from evoray.run.report import report_if_possible
+    from evoray.run.sweep import sweep
+
+    if settings.dry_run:
+        _show_either(sweep_estimate(settings), as_json)
+        return
+    with _working(f"{settings.run} keeps every finished generation: the same command goes on with it") as progress:
+        found = sweep(settings, progress)
+    report = report_if_possible([result.run for result in found.results.values()], f"{found.run}/report")
+    if as_json:
+        _show_json({**found.as_dict(), "report": report})
+        return
+    _show(sweep_table(found))
+    _show(f"size against loss: {report}" if report else "size against loss is drawn by: pip install 'evoray[plots]'")
 
 
 @_verb(

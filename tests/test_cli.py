@@ -305,7 +305,9 @@ def test_a_printed_command_is_one_that_works(
     assert cli._program() == said
 
 
-@pytest.mark.parametrize("verb", ["build", "search", "baseline", "eval", "export", "inspect", "report", "demo"])
+@pytest.mark.parametrize(
+    "verb", ["build", "search", "sweep", "baseline", "eval", "export", "inspect", "report", "demo"]
+)
 def test_help_is_readable(call: Call, verb: str) -> None:
     text = call(verb, "--help").out
     assert "Example: evoray" in text

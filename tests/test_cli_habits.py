@@ -16,7 +16,7 @@ from evoray.run.best import SearchResult
 from evoray.settings import BuildSettings, SearchSettings, recipes
 from evoray.store import StoreWriter, VariantStore
 
-VERBS = ("build", "search", "baseline", "eval", "export", "inspect", "recipes", "demo")
+VERBS = ("build", "search", "sweep", "baseline", "eval", "export", "inspect", "report", "recipes", "demo")
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 """Any control character but the end of a line."""
@@ -195,7 +195,7 @@ def completed(call: Call, monkeypatch: pytest.MonkeyPatch, words: str) -> list[s
 
 
 def test_a_shell_completes_verbs_flags_choices_and_recipes(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert completed(call, monkeypatch, "evoray re") == ["recipes"]
+    assert completed(call, monkeypatch, "evoray re") == ["report", "recipes"]
     assert set(completed(call, monkeypatch, "evoray ")) == set(VERBS)
     assert "--target-bits" in completed(call, monkeypatch, "evoray search --target-b")
     assert completed(call, monkeypatch, "evoray search --fitness kl-") == ["kl-topk", "kl-topk-renormalised"]

@@ -29,8 +29,8 @@ def ceiling(space: Space, budget: int = 0) -> Genotype:
     return highest
 
 
-def random_legal(space: Space, rng: np.random.Generator) -> Genotype:
-    """A random genotype that keeps every limit.
+def random_legal(space: Space, rng: np.random.Generator, near: Genotype | None = None) -> Genotype:
+    """A random genotype that keeps every limit; or a given one, brought to the limits by random steps.
 
     Where a space limits the deviation, those beyond are drawn again; after 100 in vain the center is taken, with
     what the last of them dropped.
@@ -38,13 +38,13 @@ def random_legal(space: Space, rng: np.random.Generator) -> Genotype:
     Raises:
         UserError: not even the center is legal.
     """
-    genotype = _within_limits(space, rng)
+    genotype = _within_limits(space, rng, near)
     if space.max_deviation is None or space.center is None:
         return genotype
     for _ in range(_REPEATS):
         if space.is_legal(genotype):
             return genotype
-        genotype = _within_limits(space, rng)
+        genotype = _within_limits(space, rng, near)
     pairs = zip(space.genes, genotype, space.center, strict=True)
     genotype = tuple(index if gene.members else middle for gene, index, middle in pairs)
     if not space.is_legal(genotype):
@@ -55,18 +55,19 @@ def random_legal(space: Space, rng: np.random.Generator) -> Genotype:
     return genotype
 
 
-def _within_limits(space: Space, rng: np.random.Generator) -> Genotype:
-    """Starts at the ceiling and takes random genes one level down until the total fits, as the paper does.
+def _within_limits(space: Space, rng: np.random.Generator, near: Genotype | None) -> Genotype:
+    """Starts at the ceiling, or near, and takes random genes one level down until the total fits, as the paper does.
 
     What the last step freed beyond need is then given to random genes that can go up within it, for steps here
     may differ widely in cost and the paper's don't. One budget after the other; where sublayers may be dropped beside
     the levels of layers, none is while lower levels will do. Terminates in any space: each step down lowers the total,
     and the lowest genotype is legal.
     """
-    levels_G = np.array(space.highest(), dtype=np.int64)
+    levels_G = np.array(space.highest() if near is None else near, dtype=np.int64)
     for budget, limit in enumerate(space.limits):
         here_G = space.budget_G == budget
-        levels_G = np.where(here_G, np.array(ceiling(space, budget), dtype=np.int64), levels_G)
+        if near is None:
+            levels_G = np.where(here_G, np.array(ceiling(space, budget), dtype=np.int64), levels_G)
         slack = limit - space.totals(levels_G.tolist())[budget]
         while slack < 0:
             down_G = np.where(here_G, space.steps(levels_G)[0], 0)
@@ -85,8 +86,15 @@ def _within_limits(space: Space, rng: np.random.Generator) -> Genotype:
     return tuple(levels_G.tolist())
 
 
-def initial(space: Space, count: int, rng: np.random.Generator) -> tuple[Genotype, ...]:
+def initial(space: Space, count: int, rng: np.random.Generator, near: Genotype | None = None) -> tuple[Genotype, ...]:
     """Distinct random legal genotypes.
+
+    Args:
+        space: what may be chosen.
+        count: how many.
+        rng: draws.
+        near: a genotype, legal or not, from which random steps go down to the limits, or up to them; by default they
+            go down from the ceiling.
 
     Returns:
         `count` of them; fewer, but at least one, where the space has hardly more.
@@ -99,7 +107,7 @@ def initial(space: Space, count: int, rng: np.random.Generator) -> tuple[Genotyp
     found: dict[Genotype, None] = {}
     repeats = 0
     while len(found) < count and repeats < _REPEATS:
-        genotype = random_legal(space, rng)
+        genotype = random_legal(space, rng, near)
         repeats = repeats + 1 if genotype in found else 0
         found[genotype] = None
     return tuple(found)

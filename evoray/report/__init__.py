@@ -5,6 +5,6 @@
 `pictures.py`, `figures.py`, `drawing.py`: its figures, with the tables of their numbers.
 `reading.py`: `read_run`: the numbers of a run (`numbers.py`). `allocation.py`: which layer has which level.
 `monotonicity.py`: where less error in the layers is more loss: a table and a picture.
-`tasks.py`: scores of tasks.
+`sweep.py`: several budgets side by side. `tasks.py`: scores of tasks.
 `dry_run.py`: what a build or search would take. `recipes.py`: settings of known experiments.
 """

@@ -2,7 +2,7 @@
 
 `ground.py`: `Ground`: what searches and baselines stand on: facts, space, texts, checked before a worker starts.
 `plan.py`: `SearchPlan`: a search on it. `workers.py`: how the workers of a verb are built.
-`search.py`: `search`: the driver's loop.
+`search.py`: `search`: the driver's loop. `sweep.py`: `sweep`: one search after the other, each seeding the next.
 `directory.py`: `RunDirectory`: settings, identity and the lock of a run.
 `journal.py`: `Journal`: what was measured and decided, a generation at a time; resuming reads it.
 `teacher.py`: `TaughtText`, `teach_text`: a text with the teacher's part of it, kept under the run.

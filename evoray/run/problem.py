@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from evoray.baselines import Problem, find_baseline
+from evoray.baselines import Baseline, Problem, find_baseline
 from evoray.baselines.problem import Influencer, Measurer
 from evoray.cluster import Pool
 from evoray.errors import UserError
@@ -83,7 +83,7 @@ class _Measuring:
 
 
 def find_by_baseline(
-    name: str,
+    baseline: str | Baseline,
     ground: Ground,
     settings: ChoiceSettings,
     pool: Pool,
@@ -95,7 +95,7 @@ def find_by_baseline(
     """What a baseline chooses.
 
     Args:
-        name: of the baseline.
+        baseline: itself, or its name.
         ground: what it may choose, and the text.
         settings: seed, passes, inversion.
         pool: who measures.
@@ -107,8 +107,9 @@ def find_by_baseline(
         UserError: a baseline that does not apply to this space.
     """
     measuring = _Measuring(ground, settings, pool, tokens, progress)
-    problem = _problem(name, ground, settings, candidates, measuring.measure, measuring.influences)
-    return Found(find_baseline(name)(problem), measuring.tokens)
+    chooser = find_baseline(baseline) if isinstance(baseline, str) else baseline
+    problem = _problem(chooser.name, ground, settings, candidates, measuring.measure, measuring.influences)
+    return Found(chooser(problem), measuring.tokens)
 
 
 class _MeasuresError(Exception):

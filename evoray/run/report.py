@@ -1,6 +1,6 @@
 """The verb report: a page and pictures of one run, or of several side by side.
 
-Holds: `write_report`, `Report`.
+Holds: `write_report`, `report_if_possible`, `Report`.
 """
 
 import importlib.util
@@ -70,3 +70,10 @@ def write_report(places: Sequence[str], out: str | None = None) -> Report:
     # Last: who sees the page finds the pictures beside it.
     (folder / PAGE).write_bytes(page(runs, own, beside).encode())
     return Report(str(folder / PAGE), tuple(str(folder / name) for name in files), runs)
+
+
+def report_if_possible(places: Sequence[str], out: str) -> str | None:
+    """The page of `write_report`; None where matplotlib is missing, without which a result is one all the same."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return None
+    return write_report(places, out).page

@@ -1,17 +1,19 @@
 """The driver of a search: asks the strategy, has the race measured by the pool, journals, and judges the result.
 
-Holds: `search`.
+Holds: `search`, `Shared`, `PoolOpener`.
 """
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 
-from evoray.baselines import uniform
-from evoray.cluster import Pool
+from evoray.baselines import Baseline, uniform
+from evoray.cluster import Pool, WorkerSpec
+from evoray.cluster.capacity import HostMemory
 from evoray.errors import UserError
 from evoray.evolve import Measurement, OnePlusLambda, Purpose, RaceResult, rng
 from evoray.run.best import SearchResult, best_record, judged_candidates
@@ -27,15 +29,40 @@ from evoray.run.teacher import TaughtText, teach_text
 from evoray.run.workers import started_pool
 from evoray.settings import SearchSettings, command_of
 from evoray.space import Genotype
+from evoray.store import Location
 from evoray.tokens import draw_batches
 
 
-def search(settings: SearchSettings, progress: Progress | None = None) -> SearchResult:
+class PoolOpener(Protocol):
+    """Opens workers, or lends those that there are; `started_pool` is one."""
+
+    def __call__(
+        self, settings: SearchSettings, spec: WorkerSpec, memory: HostMemory, progress: Progress, /
+    ) -> AbstractContextManager[Pool]: ...
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the searches of a sweep have in common.
+
+    Attributes:
+        pool: lends the workers.
+        teacher: where the teacher's part of the text lies.
+        seed: finds the start; None for the usual one.
+    """
+
+    pool: PoolOpener
+    teacher: Location
+    seed: Baseline | None
+
+
+def search(settings: SearchSettings, progress: Progress | None = None, shared: Shared | None = None) -> SearchResult:
     """Runs a search, or goes on with the one that its run directory holds.
 
     Args:
         settings: what to search, for which budget, on which text, with whom.
         progress: told what happens.
+        shared: by a sweep; None for a search of its own.
 
     Raises:
         UserError: a mistake in the settings, or a run directory of another run or in use.
@@ -43,6 +70,9 @@ def search(settings: SearchSettings, progress: Progress | None = None) -> Search
     """
     progress = progress or Progress()
     plan = plan_search(settings, progress.step)
+    seed = shared.seed if shared is not None else None
+    if seed is not None:
+        plan = replace(plan, init=seed.name)
     with RunDirectory(settings.run) as run:
         run.settle(plan.identity, plan.settings.model_dump(mode="json"))
         journal, start = Journal(run.location), plan.start if plan.init is None else run.start()
@@ -60,12 +90,15 @@ def search(settings: SearchSettings, progress: Progress | None = None) -> Search
         with (
             log,
             _logged(settings.log_to, run, plan, journal, log) as told,
-            started_pool(settings, plan.ground.spec, plan.ground.memory, told) as pool,
+            (started_pool if shared is None else shared.pool)(
+                settings, plan.ground.spec, plan.ground.memory, told
+            ) as pool,
         ):
             run.settle_device(asdict(pool.record), settings.allow_mixed)
             if plan.init is not None and start is None:
-                start = _start_of_baseline(plan, run, pool, told)
-            driver = _Driver(plan, run, journal, start, pool, told)
+                start = _start_of_baseline(plan, seed or plan.init, run, pool, told)
+            teacher = run / "teacher" if shared is None else shared.teacher
+            driver = _Driver(plan, run, journal, start, teacher, pool, told)
             reason = driver.evolve()
             return SearchResult(str(run.location), driver.conclude(), reason)
 
@@ -88,13 +121,17 @@ def _replayed(plan: SearchPlan, journal: Journal, start: Genotype | None) -> One
     return strategy
 
 
-def _start_of_baseline(plan: SearchPlan, run: RunDirectory, pool: Pool, log: Progress) -> Genotype:
-    """Lets the baseline that `--init` names find the start, once; resuming reads it."""
+def _start_of_baseline(
+    plan: SearchPlan, baseline: str | Baseline, run: RunDirectory, pool: Pool, log: Progress
+) -> Genotype:
+    """Lets a baseline find the start, once; resuming reads it."""
     assert plan.init is not None
     tokens = plan.settings.initial_tokens or plan.rungs[0].tokens
-    found = find_by_baseline(plan.init, plan.ground, plan.settings, pool, log, tokens=tokens)
+    # A baseline of ours counts as it does by itself; a sweep's draws as many as race for other starts.
+    candidates = None if isinstance(baseline, str) else plan.settings.initial_candidates
+    found = find_by_baseline(baseline, plan.ground, plan.settings, pool, log, tokens=tokens, candidates=candidates)
     run.write_start(found.genotype, plan.init, found.candidate_tokens)
-    log.note(f"start: the choice of the baseline {plan.init}, with {found.candidate_tokens:,} candidate tokens")
+    log.note(f"start: the choice of {plan.init}, with {found.candidate_tokens:,} candidate tokens")
     return found.genotype
 
 
@@ -122,10 +159,12 @@ class _Driver:
         run: RunDirectory,
         journal: Journal,
         start: Genotype | None,
+        teacher: Location,
         pool: Pool,
         progress: Progress,
     ) -> None:
         self.plan, self.ground, self.run, self.journal, self.start = plan, plan.ground, run, journal, start
+        self.teacher = teacher
         self.strategy, self.pool, self.progress = _replayed(plan, journal, start), pool, progress
         # A race takes the smallest loss; who looks for the worst tells it the negative.
         self.sign = -1.0 if plan.settings.invert else 1.0
@@ -167,7 +206,7 @@ class _Driver:
             tokens_per_pass=self.plan.settings.tokens_per_pass,
             fitness=self.ground.fitness,
             weights_digest=self.ground.facts.weights_digest,
-            folder=self.run / "teacher",
+            folder=self.teacher,
             progress=self.progress.stage("teacher"),
         )
 

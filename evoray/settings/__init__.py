@@ -2,7 +2,8 @@
 
 Holds:
     fields: `Settings` and the groups of fields that verbs share
-    build: `BuildSettings`; choice: `SearchSettings`, `BaselineSettings`; results: `EvalSettings`, `ExportSettings`
+    build: `BuildSettings`; choice: `SearchSettings`, `BaselineSettings`; sweep: `SweepSettings`
+    results: `EvalSettings`, `ExportSettings`
     presets: the defaults of `--preset`; recipes: `Recipe`, `find_recipe`, `recipes`: the defaults of `--recipe`
     loading: `load_settings`; yaml_file: `read_yaml`; command: `command_of`
 
@@ -31,6 +32,7 @@ from evoray.settings.loading import load_settings
 from evoray.settings.presets import PRESETS
 from evoray.settings.recipes import Recipe, find_recipe, matching_recipes, recipes
 from evoray.settings.results import EvalSettings, ExportSettings
+from evoray.settings.sweep import SweepSettings
 from evoray.settings.yaml_file import read_yaml
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "Recipe",
     "SearchSettings",
     "Settings",
+    "SweepSettings",
     "TextSettings",
     "WorkSettings",
     "command_of",

@@ -26,7 +26,7 @@ def _bytes(value: Any) -> Any:
         raise ValueError(str(error).removeprefix(f"{value!r} ").removeprefix("is ")) from None
 
 
-def _list(value: Any) -> Any:
+def listed(value: Any) -> Any:
     """Lists are written `16,4,1` or `16 4 1` on a command line."""
     if isinstance(value, str):
         return [part for part in value.replace(",", " ").split() if part]
@@ -34,7 +34,7 @@ def _list(value: Any) -> Any:
 
 
 def _levels(value: Any) -> Any:
-    found = _list(value)
+    found = listed(value)
     return [str(level) for level in found] if isinstance(found, list | tuple) else found
 
 
@@ -48,7 +48,7 @@ MOST = 1_000_000
 """Of anything that is counted one by one: more could not be held in memory."""
 
 Bytes = Annotated[int, BeforeValidator(_bytes), Field(gt=0)]
-Integers = Annotated[tuple[int, ...], BeforeValidator(_list)]
+Integers = Annotated[tuple[int, ...], BeforeValidator(listed)]
 Levels = Annotated[tuple[str, ...], BeforeValidator(_levels)]
 Level = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int | float) else value)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_levels)]

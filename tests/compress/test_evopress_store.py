@@ -149,7 +149,7 @@ def test_what_can_not_be_exported_is_said(material, folders, tmp_path):
     )
     run_build(settings, told)
     assert f"note: {NO_CODES}" in told.notes
-    cells = [str(cell) for column in build_estimate(settings).columns for cell in column._cells]
+    cells = [str(cell) for column in build_estimate(settings)[0].columns for cell in column._cells]
     assert "1, 0, -1, -2" in cells
 
 

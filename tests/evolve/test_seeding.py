@@ -48,3 +48,19 @@ def test_every_maximal_genotype_can_be_drawn(space_of):
 def test_no_candidates_are_refused(space_of):
     with pytest.raises(UserError, match="0 initial candidates"):
         initial(space_of([[1, 2]], 2), 0, np.random.default_rng(0))
+
+
+@given(st.data(), SEEDS, st.integers(1, 10))
+def test_near_starts_go_only_down_or_only_up_from_what_is_given(any_space, data, seed, count):
+    space = data.draw(any_space)
+    near = tuple(data.draw(st.integers(0, last)) for last in space.highest())
+    found = initial(space, count, np.random.default_rng(seed), near=near)
+    assert len(set(found)) == len(found)
+    for genotype in found:
+        assert space.is_legal(genotype)
+        lowered = [index < old for index, old in zip(genotype, near, strict=True)]
+        if space.is_legal(near):
+            assert not any(lowered), "what fits is never lowered"
+        slack = space.limit - space.cost(genotype)
+        _, up_G = space.steps(np.array(genotype))
+        assert not any(0 < up <= slack for up in up_G.tolist())

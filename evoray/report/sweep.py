@@ -1,0 +1,65 @@
+"""What a sweep found, budget by budget, and what one would take.
+
+Holds: `sweep_table`, `sweep_estimate`.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from evoray.report.dry_run import search_estimate
+from evoray.report.tables import human_bytes
+from evoray.run.sweep import planned
+from evoray.settings import SweepSettings
+
+if TYPE_CHECKING:
+    from evoray.run.sweep import Sweep
+
+
+def sweep_table(found: "Sweep") -> RenderableType:
+    """Every budget with what was found for it and what it had to beat, on held-out text."""
+    beaten = [
+        name
+        for name in ("uniform", "dp")
+        if any(name in result.best["held_out"]["candidates"] for result in found.results.values())
+    ]
+    table = Table(title="KL to the base model on held-out text [nats/token]", title_justify="left")
+    names = (found.budget.replace("_", " "), "bits", "bpw", "size", "sparsity", "found", *beaten)
+    for column in (*names, "candidate tokens"):
+        table.add_column(column, justify="right")
+    doubts: list[RenderableType] = []
+    for value, result in found.results.items():
+        best, judged = result.best, result.best["held_out"]["candidates"]
+        table.add_row(
+            f"{value:g}",
+            f"{best['bits']:.4f}",
+            f"{best['bpw']:.4f}",
+            human_bytes(best["size"]),
+            f"{best['sparsity']:.4f}",
+            f"{judged['found']['kl']:.5f}",
+            *[f"{judged[name]['kl']:.5f}" if name in judged else "" for name in beaten],
+            f"{best['candidate_tokens']:,}",
+        )
+        doubts += [Text(f"note: {value:g}: {doubt}") for doubt in best["held_out"].get("doubts", ())]
+    return Group(table, *doubts, Text(f"each has a run directory in {found.run}"))
+
+
+def sweep_estimate(settings: SweepSettings) -> tuple[Table, dict[str, Any]]:
+    """Candidate tokens of each budget, for people and for programs; starts no worker.
+
+    Raises:
+        UserError: one of the searches could not work.
+    """
+    table = Table(title="candidate tokens at most", title_justify="left")
+    for column in ("budget", "seeded by", "candidate tokens"):
+        table.add_column(column, justify="right")
+    figures: list[dict[str, Any]] = []
+    for value, (search, seed) in planned(settings).items():
+        found = search_estimate(search)[1] | {settings.swept: value, "seeded_by": seed}
+        figures.append(found)
+        table.add_row(f"{value:g}", "" if seed is None else f"{seed:g}", f"{found['candidate_tokens']:,}")
+    total = sum(found["candidate_tokens"] for found in figures)
+    table.add_row("all", "", f"{total:,}")
+    return table, {"candidate_tokens": total, "searches": figures}

@@ -1,0 +1,164 @@
+"""Several budgets in one job: each seeds the next, workers and teacher are shared, and nothing is done twice."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from searches import WITHOUT_STORE, Material, bits_of, killed_at
+
+from evoray import cli
+from evoray.errors import UserError
+from evoray.run import sweep as module
+from evoray.run.journal import Journal
+from evoray.run.plan import plan_search
+from evoray.run.sweep import planned, sweep
+from evoray.settings import SearchSettings, SweepSettings, load_settings
+from evoray.space import configuration_costs
+from evoray.store import Location, VariantStore
+
+Settings = Callable[..., SweepSettings]
+
+
+@pytest.fixture
+def settings(material: Material) -> Settings:
+    """Of a sweep: those of a search, with a list of budgets."""
+
+    def made(run: Path, **changes: Any) -> SweepSettings:
+        values = material.settings(run).model_dump() | {"target_bits": (2.5, 3.0, 3.5)} | changes
+        return SweepSettings(**values)
+
+    return made
+
+
+def files_of(run: Path) -> dict[str, bytes]:
+    """What a second call must not write again."""
+    return {
+        str(path.relative_to(run)): path.read_bytes()
+        for path in sorted(run.rglob("*"))
+        if path.name in ("generations.parquet", "best.json", "start.json")
+    }
+
+
+def test_every_budget_is_kept_and_seeded_by_the_one_before(
+    material: Material, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[object] = []
+    start = module.started_pool
+
+    @contextmanager
+    def counted(*arguments: Any) -> Iterator[Any]:
+        opened.append(arguments)
+        with start(*arguments) as pool:
+            yield pool
+
+    monkeypatch.setattr(module, "started_pool", counted)
+    found = sweep(settings(tmp_path))
+    assert len(opened) == 1, "the model is loaded once"
+    assert list(found.results) == [3.5, 3.0, 2.5]
+    manifest = VariantStore.open(material.store).manifest
+    for value, result in found.results.items():
+        bits = configuration_costs(manifest, result.configuration).bits
+        assert bits == result.best["bits"] <= value
+        journal = Journal(Location.parse(result.run))
+        # Half of the four generations where another budget seeds.
+        assert [row.generation for row in journal.rows] == ([0, 1, 2, 3, 4] if value == 3.5 else [1, 2])
+        assert not (Path(result.run) / "teacher").exists()
+    assert len(list((tmp_path / "teacher").glob("index.json"))) == 1
+    # The start differs from what seeded it by steps down only.
+    for value, other in ((3.0, 3.5), (2.5, 3.0)):
+        run = Path(found.results[value].run)
+        begun = json.loads((run / "start.json").read_text())
+        assert begun["baseline"] == f"adapted from {other:g}"
+        space = plan_search(planned(settings(tmp_path))[value][0]).ground.space
+        before = space.genotype(found.results[other].configuration)
+        assert all(new <= old for new, old in zip(begun["genotype"], before, strict=True))
+        assert found.results[value].best["candidate_tokens"] > begun["candidate_tokens"] > 0
+
+
+def test_a_killed_sweep_goes_on_to_the_same_result(settings: Settings, tmp_path: Path) -> None:
+    whole = sweep(settings(tmp_path / "whole"))
+    broken = settings(tmp_path / "broken")
+    # In the second budget's start, in its first generation, and in the third's best.json.
+    for name, number, after in (("start.json", 0, True), ("generations.parquet", 0, True), ("best.json", 4, False)):
+        with killed_at(name, number, after=after):
+            sweep(broken)
+    found = sweep(broken)
+    for value, result in whole.results.items():
+        assert bits_of(found.results[value].run) == bits_of(result.run)
+
+
+def test_a_later_call_adds_budgets_and_does_nothing_twice(settings: Settings, tmp_path: Path) -> None:
+    sweep(settings(tmp_path, target_bits=(3.5, 2.5)))
+    kept = files_of(tmp_path)
+    found = sweep(settings(tmp_path, target_bits=(2.4,)))
+    assert list(found.results) == [3.5, 2.5, 2.4]
+    assert json.loads((tmp_path / "sweep.json").read_text())["seeds"] == [[3.5, None], [2.5, 3.5], [2.4, 2.5]]
+    assert {name: data for name, data in files_of(tmp_path).items() if name in kept} == kept
+    again = sweep(settings(tmp_path, target_bits=(2.4, 2.5, 3.5)))
+    assert [result.best for result in again.results.values()] == [result.best for result in found.results.values()]
+    # Each is a search like any other: it goes on by itself, and is the same to whoever reads runs.
+    assert SearchSettings(**planned(settings(tmp_path))[2.4][0].model_dump()).generations == 2
+
+
+def test_what_is_dropped_can_be_swept(material: Material, tmp_path: Path) -> None:
+    values = material.settings(tmp_path, **WITHOUT_STORE, drop_blocks=1).model_dump() | {"drop_blocks": (2, 1)}
+    found = sweep(SweepSettings(**values))
+    assert list(found.results) == [1, 2]
+    for value, result in found.results.items():
+        dropped = [site for site, level in result.configuration.items() if level == "dropped"]
+        assert len(dropped) == 2 * value
+
+
+def test_the_table_and_the_numbers(
+    material: Material, settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = settings(tmp_path, target_bits=(2.5, 3.5)).model_dump(exclude_none=True)
+    (tmp_path / "sweep.yaml").write_text(json.dumps(json.loads(json.dumps(values, default=str))))
+    texts = []
+    for flags in (["--dry-run"], [], ["--json"]):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["sweep", "--config", str(tmp_path / "sweep.yaml"), "--quiet", *flags])
+        assert ended.value.code == 0
+        texts.append(capsys.readouterr().out)
+    dry, table, numbers = texts
+    assert re.search(r"│ +2.5 │ +3.5 │ +[0-9,]+ │", dry)
+    found = json.loads(numbers)
+    assert [search["target_bits"] for search in found["searches"]] == [3.5, 2.5]
+    for search in found["searches"]:
+        assert f"{search['held_out']['candidates']['found']['kl']:.5f}" in table
+        assert f"{search['bpw']:.4f}" in table
+    page = Path(found["report"])
+    assert page == tmp_path / "report" / "index.html"
+    assert page.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"target_bits": (3, 3)}, "--target-bits 3.0,3.0: give one or more, all different"),
+        ({"target_bits": ()}, "--target-bits : give one or more"),
+        ({"drop_blocks": (1, 2)}, "a sweep is over one kind of budget"),
+        ({"init": "dp"}, "each budget seeds the next"),
+        ({"target_bits": (0, 3)}, "--target-bits 0"),
+    ],
+)
+def test_mistakes(settings: Settings, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    values = settings(tmp_path).model_dump()
+    with pytest.raises(UserError) as caught:
+        load_settings(SweepSettings, {key: value for key, value in (values | changes).items() if value is not None})
+    assert said in str(caught.value)
+
+
+def test_another_sweep_or_a_gap_is_refused(material: Material, settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text(json.dumps({"budget": "target_bits", "seeds": [[3.5, None]]}))
+    with pytest.raises(UserError, match=r"has target-bits-3.5 half done, which seeds target-bits-3; name 3.5"):
+        sweep(settings(tmp_path, target_bits=(3.0,)))
+    with pytest.raises(UserError, match="holds a sweep over --target-bits"):
+        sweep(settings(tmp_path, target_bits=None, target_bpw=(3.0,)))
+    (tmp_path / "sweep.json").write_text("{")
+    with pytest.raises(UserError, match="is damaged"):
+        sweep(settings(tmp_path))
