@@ -48,7 +48,7 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
 @pytest.fixture
 def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pool opened or a model loaded is a mistake: what is wrong is found before."""
-    import evoray.export.hf
+    import evoray.export.source
     import evoray.run.build
     import evoray.run.workers
 
@@ -57,7 +57,7 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(evoray.run.workers, "open_pool", started)
     monkeypatch.setattr(evoray.run.build, "load_model", started)
-    monkeypatch.setattr(evoray.export.hf, "load_model", started)
+    monkeypatch.setattr(evoray.export.source, "load_model", started)
 
 
 def refused(outcome: Outcome, said: str, code: int = 2) -> None:

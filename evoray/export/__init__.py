@@ -18,6 +18,7 @@ Holds:
     card: the model card
     hf: dequantized weights that plain transformers loads
     compressed_tensors: packed codes for vLLM; `schemes`: which layers can be packed, and how
+    packable: which layers can be written as codes, by the rules of a format
     silence: zeros for what is dropped, in all checkpoints
     gptq: codes in the layout of GPTQ, which engines load; `gptq_rules`: what its configuration says of single layers
     gguf: what llama.cpp needs to make a GGUF file with a type for each layer

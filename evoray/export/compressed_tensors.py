@@ -34,12 +34,13 @@ from transformers import AutoModelForCausalLM
 from evoray.configuration import configuration_text
 from evoray.errors import UserError
 from evoray.export.depth import Expected, whole_blocks, without_blocks
+from evoray.export.packable import decoded
 from evoray.export.schemes import WHOLE_ROW, Plan, plan
 from evoray.export.silence import silence, silent_sublayers
 from evoray.export.source import Depth, ExportSource
 from evoray.formats import dense_weight
-from evoray.formats.packed import QuantizedWeight, decode
-from evoray.model import ModelAdapter, load_model, load_tokenizer, quiet_transformers
+from evoray.formats.packed import QuantizedWeight
+from evoray.model import ModelAdapter, load_tokenizer, quiet_transformers
 from evoray.store import Variant
 
 WARNINGS: tuple[str, ...] = (
@@ -101,13 +102,7 @@ def export(source: ExportSource, stage: Path) -> None:
 
 def _write(source: ExportSource, layers: Plan, pack: Callable[..., Tensor], stage: Path) -> Expected | None:
     """Writes the checkpoint; returns what it has to be when it is loaded again, where blocks are removed."""
-    loaded = load_model(
-        source.model,
-        revision=source.revision,
-        dtype=source.facts.dtype,
-        device="cpu",
-        trust_remote_code=source.trust_remote_code,
-    )
+    loaded = source.load(source.facts.dtype)
     adapter = ModelAdapter(loaded, allow_partial=source.allow_partial)
     removing = source.options.depth is Depth.removed
     removed, loose = whole_blocks(adapter, source.dropped) if removing else ((), source.dropped)
@@ -133,7 +128,7 @@ def _write(source: ExportSource, layers: Plan, pack: Callable[..., Tensor], stag
     tensors = loaded.state_dict()
     for name in layers.packed:
         del tensors[f"{name}.weight"]
-        parts = packed_tensors(_decoded(layers.variants[name]), pack)
+        parts = packed_tensors(decoded(layers.variants[name]), pack)
         tensors |= {f"{name}.{part}": tensor for part, tensor in parts.items()}
     linear = [name for name, module in loaded.named_modules() if isinstance(module, nn.Linear)]
     if removed:
@@ -224,15 +219,6 @@ def _packer() -> Callable[..., Tensor]:
         raise UserError(f"this compressed-tensors pads codes, and vLLM reads those of 0.18 and later; {remedy}")
     pack: Callable[..., Tensor] = pack_to_int32
     return pack
-
-
-def _decoded(variant: Variant) -> QuantizedWeight:
-    try:
-        return decode(variant.columns, variant.meta)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"layer {variant.layer}, level {variant.level}: does not decode ({error}); build the store again"
-        ) from error
 
 
 def _unrounded(variant: Variant, dtype: torch.dtype) -> Tensor:

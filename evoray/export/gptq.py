@@ -17,7 +17,7 @@ What engines take: GPTQModel all of it; vLLM before mid-2026 (its `gptq`) all of
 symmetric layers of 4 and 8 bits in groups of 32, 64, 128 or whole rows. transformers itself knows no rules for single
 layers (`dynamic`), so it loads only what has the same bits everywhere.
 
-Holds: `export`, `WARNINGS`, `LOADING`, `Rule`, `Refusal`, `Plan`, `quantization_config`.
+Holds: `export`, `WARNINGS`, `LOADING`, `Plan`, `quantization_config`.
 
 Shape letters: O out, I in, G groups.
 """
@@ -26,7 +26,6 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +33,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from evoray.configuration import BASE, configuration_text
-from evoray.errors import UserError
+from evoray.configuration import configuration_text
 from evoray.export.gptq_rules import Packing, dynamic_rules
+from evoray.export.packable import Refusal, Rule, decoded, packable_layers, without_codes
 from evoray.export.silence import silence, silent_sublayers
 from evoray.export.source import ExportSource
 from evoray.formats import dense_weight
-from evoray.formats.dense import DENSE
-from evoray.formats.packed import PACKED, QuantizedWeight, decode, pack_codes
-from evoray.model import ModelAdapter, load_model, load_tokenizer, quiet_transformers
-from evoray.space.costs import dropped_layers, more
+from evoray.formats.packed import QuantizedWeight, pack_codes
+from evoray.model import ModelAdapter, load_tokenizer, quiet_transformers
+from evoray.space.costs import dropped_layers
 from evoray.space.ties import tie
 from evoray.store import Manifest, Variant
 
@@ -73,46 +71,19 @@ WORD = 32
 """Rows and columns must be multiples of this, so that streams of any bits end with a word."""
 
 
-class Rule(StrEnum):
-    """What a layer must keep to so that it can be packed."""
-
-    bits = "bits"
-    codes = "codes"
-    mask = "mask"
-    fused = "fused"
-    linear = "linear"
-    shape = "shape"
-    group_size = "group-size"
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a layer can't be packed.
-
-    Attributes:
-        rule: that it breaks.
-        reason: what is so, and what should be.
-        remedy: what would have avoided it.
-    """
-
-    rule: Rule
-    reason: str
-    remedy: str
-
-
 @dataclass(frozen=True)
 class Plan:
     """Which layers are packed, and how.
 
     Attributes:
         packed: layer -> how; those that are dropped stand in `zeros`, too.
-        dense: layer -> level, of layers that keep dequantized weights.
+        dense: layer -> why it keeps a dequantized weight.
         zeros: layers of dropped sublayers, which are packed as nothing but zeros.
         variants: layer -> variant, of all layers with a level.
     """
 
     packed: Mapping[str, Packing]
-    dense: Mapping[str, str]
+    dense: Mapping[str, Refusal]
     zeros: frozenset[str]
     variants: Mapping[str, Variant]
 
@@ -138,13 +109,7 @@ def export(source: ExportSource, stage: Path) -> None:
     _plan(source, {})  # before the weights are read
     assert source.variants is not None
     manifest = source.variants.manifest
-    loaded = load_model(
-        source.model,
-        revision=source.revision,
-        dtype=source.facts.dtype,
-        device="cpu",
-        trust_remote_code=source.trust_remote_code,
-    )
+    loaded = source.load(source.facts.dtype)
     kinds = {layer.name: type(loaded.get_submodule(layer.name)) for layer in source.facts.layers}
     plan = _plan(source, {name: kind.__name__ for name, kind in kinds.items() if kind is not nn.Linear})
     if plan.dense:
@@ -159,7 +124,7 @@ def export(source: ExportSource, stage: Path) -> None:
     adapter.close()
     for name, packing in plan.packed.items():
         zeros = name in plan.zeros
-        weight = _nothing(loaded, name, packing, manifest) if zeros else _decoded(plan.variants[name])
+        weight = _nothing(loaded, name, packing, manifest) if zeros else decoded(plan.variants[name])
         loaded.set_submodule(name, _PackedLinear(weight, loaded.get_submodule(name).bias, manifest.symmetric))
     dense = [name for name, module in loaded.named_modules() if isinstance(module, nn.Linear)]
     settings = quantization_config(plan, dense, manifest.symmetric)
@@ -206,38 +171,15 @@ def _plan(source: ExportSource, odd: Mapping[str, str]) -> Plan:
     Raises:
         UserError: see `export`.
     """
-    variants = source.needed_variants()
+
+    def judge(variant: Variant) -> Packing | Refusal:
+        assert source.variants is not None
+        return _refusal(variant, odd.get(variant.layer)) or _packing(variant, source.variants.manifest)
+
+    found = packable_layers(source, "gptq", judge)
+    plan = Plan(found.packed, found.dense, frozenset(), found.variants)
     gone = dropped_layers(source.configuration, source.facts.droppable)
-    levels = {name: level for name, level in source.layers.items() if level != BASE and name not in gone}
-    if variants is None or not levels:
-        raise UserError("no layer of the configuration has a level, so there is nothing to pack; use --format hf")
-    found = {name: variants.read(name, level) for name, level in levels.items()}
-    refused: dict[str, Refusal] = {}
-    packed: dict[str, Packing] = {}
-    for name, variant in found.items():
-        if refusal := _refusal(variant, odd.get(name)):
-            refused[name] = refusal
-        else:
-            packed[name] = _packing(variant, variants.manifest)
     groups = tie([layer.name for layer in source.facts.layers])
-    # Layers that were refused count as what they would be, dense: what engines fuse with them must be dense, too.
-    for group in groups:
-        if len({packed.get(name) for name in group}) > 1:
-            said = ", ".join(f"{name.rpartition('.')[2]} at {levels.get(name, BASE)}" for name in group)
-            apart = Refusal(
-                Rule.fused,
-                f"is one of {said}, which engines load as one matrix and must be packed alike",
-                "use evoray search --tie fused",
-            )
-            refused |= {name: apart for name in group if packed.pop(name, None)}
-    if refused and (not packed or not source.options.allow_dense):
-        name, refusal = next(iter(refused.items()))
-        raise UserError(
-            f"--format gptq can't hold {name}{more(refused)}, rule {refusal.rule}: it {refusal.reason}; "
-            + refusal.remedy
-            + (", or --allow-dense here" if packed else " (--allow-dense is no help: no other layer can be packed)")
-        )
-    plan = Plan(packed, {name: levels[name] for name in refused}, frozenset(), found)
     # Packed, too, because that takes little room.
     shapes = {
         layer.name: (layer.out_features, layer.in_features) for layer in source.facts.layers if layer.name in gone
@@ -248,7 +190,7 @@ def _plan(source: ExportSource, odd: Mapping[str, str]) -> Plan:
         for name in group
         if all(part in shapes and part not in odd and _fits(*shapes[part], plan.usual) for part in group)
     }
-    return Plan({**packed, **zeros}, plan.dense, frozenset(zeros), found)
+    return Plan({**found.packed, **zeros}, plan.dense, frozenset(zeros), plan.variants)
 
 
 def _fits(out_features: int, in_features: int, packing: Packing) -> bool:
@@ -261,11 +203,8 @@ def _refusal(variant: Variant, odd: str | None) -> Refusal | None:
     meta = variant.meta
     if odd is not None:
         return Refusal(Rule.linear, f"is a {odd}, and engines look for codes in nn.Linear only", "use --format hf")
-    if meta["format"] == DENSE:
-        return Refusal(Rule.codes, "has an imported weight without codes", "use variants of evoray build --method gptq")
-    if meta["format"] != PACKED:
-        reason = f"has a mask at level {variant.level}, and GPTQ holds codes of all weights"
-        return Refusal(Rule.mask, reason, "use variants of evoray build --kind quantization")
+    if refusal := without_codes(variant):
+        return refusal
     bits, group_size = meta["bits"], meta["group_size"]
     if bits not in BITS:
         remedy = "use evoray build --levels 2,3,4,8, or evoray search --levels with some of these"
@@ -286,15 +225,6 @@ def _packing(variant: Variant, manifest: Manifest) -> Packing:
     if manifest.group_size == -1 or group_size not in GROUP_SIZES:
         group_size = -1
     return Packing(variant.meta["bits"], group_size)
-
-
-def _decoded(variant: Variant) -> QuantizedWeight:
-    try:
-        return decode(variant.columns, variant.meta)
-    except ValueError as error:
-        raise UserError(
-            f"layer {variant.layer}, level {variant.level}: does not decode ({error}); build the store again"
-        ) from error
 
 
 def _nothing(model: PreTrainedModel, name: str, packing: Packing, manifest: Manifest) -> QuantizedWeight:

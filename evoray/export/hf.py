@@ -67,13 +67,7 @@ def _write(source: ExportSource, stage: Path) -> tuple[torch.dtype, Expected]:
     exact = getattr(torch, source.facts.dtype)
     if variants is not None:
         exact = torch.promote_types(exact, getattr(torch, variants.manifest.scale_dtype))
-    loaded = load_model(
-        source.model,
-        revision=source.revision,
-        dtype=str(exact).removeprefix("torch."),
-        device="cpu",
-        trust_remote_code=source.trust_remote_code,
-    )
+    loaded = source.load(str(exact).removeprefix("torch."))
     adapter = ModelAdapter(loaded, allow_partial=source.allow_partial)
     removed, loose = whole_blocks(adapter, source.dropped) if depth is Depth.removed else ((), source.dropped)
     silent = silent_sublayers(adapter, loose)

@@ -4,20 +4,13 @@ The rules are those of vLLM's `pack-quantized` layers: codes of 2 to 8 bits, zer
 scheme for all layers that it loads as one matrix. Decided from the facts of the model and the store's descriptions of
 its variants, before a weight is loaded.
 
-Holds: `Scheme`, `Rule`, `Refusal`, `Plan`, `plan`.
+Holds: `Scheme`, `Plan`, `plan`.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 
-from evoray.configuration import BASE
-from evoray.errors import UserError
+from evoray.export.packable import Packable, Refusal, Rule, packable_layers, without_codes
 from evoray.export.source import ExportSource
-from evoray.formats.dense import DENSE
-from evoray.formats.packed import PACKED
-from evoray.space.costs import dropped_layers, more
-from evoray.space.ties import tie
 from evoray.store import Variant
 
 WHOLE_ROW = -1
@@ -42,55 +35,15 @@ class Scheme:
     symmetric: bool
 
 
-class Rule(StrEnum):
-    """What a layer must keep to so that it can be packed."""
-
-    codes = "codes"
-    mask = "mask"
-    linear = "linear"
-    zero_points = "zero-points"
-    group_size = "group-size"
-    scale_dtype = "scale-dtype"
-    fused = "fused"
-
-
 @dataclass(frozen=True)
-class Refusal:
-    """Why a layer can't be packed.
-
-    Attributes:
-        rule: that it breaks.
-        reason: what is so, and what should be.
-        remedy: what would have avoided it.
-    """
-
-    rule: Rule
-    reason: str
-    remedy: str
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What becomes of the layers. Those that are in neither keep their base weight, or are dropped.
-
-    Attributes:
-        packed: layer -> scheme.
-        dense: layer -> why it keeps a dequantized weight.
-        variants: layer -> variant, of both.
-    """
-
-    packed: Mapping[str, Scheme]
-    dense: Mapping[str, Refusal]
-    variants: Mapping[str, Variant]
+class Plan(Packable[Scheme]):
+    """What becomes of the layers."""
 
     @property
     def groups(self) -> dict[Scheme, list[str]]:
         """Layers of each scheme, fewest bits first, in the order of the model."""
-        return {scheme: [name for name, own in self.packed.items() if own == scheme] for scheme in self._schemes}
-
-    @property
-    def _schemes(self) -> list[Scheme]:
-        return sorted(set(self.packed.values()))
+        schemes = sorted(set(self.packed.values()))
+        return {scheme: [name for name, own in self.packed.items() if own == scheme] for scheme in schemes}
 
 
 def plan(source: ExportSource) -> Plan:
@@ -102,40 +55,15 @@ def plan(source: ExportSource) -> Plan:
     Raises:
         UserError: a layer can't be packed and may not stay dense, or no layer would be packed.
     """
-    variants = source.needed_variants()
-    gone = dropped_layers(source.configuration, source.facts.droppable)
-    layers = {layer.name: layer for layer in source.facts.layers}
-    # In the order of the model, so that the result does not depend on the order of a file's lines.
-    levels = {name: source.layers.get(name, BASE) for name in layers if name not in gone}
-    levels = {name: level for name, level in levels.items() if level != BASE}
-    if variants is None or not levels:
-        raise UserError("no layer of the configuration has a level, so there is nothing to pack; use --format hf")
-    found = {name: variants.read(name, level) for name, level in levels.items()}
-    packed: dict[str, Scheme] = {}
-    refused: dict[str, Refusal] = {}
-    for name, variant in found.items():
-        if refusal := _refusal(variant, layers[name].transposed, source.facts.dtype):
-            refused[name] = refusal
-        else:
-            packed[name] = _scheme(variant, variants.manifest.group_size)
-    # A refused layer counts as what it would be, dense: what engines fuse with it must be dense, too.
-    for group in tie([name for name in layers if name not in gone]):
-        if len({packed.get(name) for name in group}) > 1:
-            said = ", ".join(f"{name.rpartition('.')[2]} at {levels.get(name, BASE)}" for name in group)
-            apart = Refusal(
-                Rule.fused,
-                f"is one of {said}, which engines load as one matrix and which must be packed alike",
-                "use evoray search --tie fused",
-            )
-            refused |= {name: apart for name in group if packed.pop(name, None)}
-    if refused and (not packed or not source.options.allow_dense):
-        name, refusal = next(iter(refused.items()))
-        raise UserError(
-            f"--format compressed-tensors can't hold {name}{more(refused)}, rule {refusal.rule}: it {refusal.reason}; "
-            + refusal.remedy
-            + (", or --allow-dense here" if packed else " (--allow-dense is no help: no other layer can be packed)")
-        )
-    return Plan(packed, refused, found)
+    transposed = {layer.name for layer in source.facts.layers if layer.transposed}
+
+    def judge(variant: Variant) -> Scheme | Refusal:
+        assert source.variants is not None
+        refusal = _refusal(variant, variant.layer in transposed, source.facts.dtype)
+        return refusal or _scheme(variant, source.variants.manifest.group_size)
+
+    found = packable_layers(source, "compressed-tensors", judge)
+    return Plan(found.packed, found.dense, found.variants)
 
 
 def _refusal(variant: Variant, transposed: bool, dtype: str) -> Refusal | None:
@@ -147,11 +75,8 @@ def _refusal(variant: Variant, transposed: bool, dtype: str) -> Refusal | None:
         dtype: of the checkpoint.
     """
     meta = variant.meta
-    if meta.get("format") == DENSE:
-        return Refusal(Rule.codes, "has an imported weight without codes", "use variants of evoray build --method gptq")
-    if meta.get("format") != PACKED:
-        reason = f"has a mask at level {variant.level}, and engines want codes of all weights"
-        return Refusal(Rule.mask, reason, "use variants of evoray build --kind quantization")
+    if refusal := without_codes(variant):
+        return refusal
     if transposed:
         return Refusal(Rule.linear, "is a Conv1D, and engines look for codes in nn.Linear only", "use --format hf")
     bits, group_size, (_, columns) = int(meta["bits"]), int(meta["group_size"]), meta["shape"]

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
+from transformers import PreTrainedModel
+
 from evoray.configuration import DROPPED, KEPT, Configuration
 from evoray.errors import UserError
-from evoray.model import Facts, checkpoint_facts
+from evoray.model import Facts, checkpoint_facts, load_model
 from evoray.run.named import resolve_sites
 from evoray.space.costs import check_configuration
 from evoray.store import VariantStore
@@ -114,6 +116,20 @@ class ExportSource:
     def dropped(self) -> list[str]:
         """Sublayers and blocks that are dropped."""
         return [name for name, level in self.configuration.items() if level == DROPPED]
+
+    def load(self, dtype: str) -> PreTrainedModel:
+        """The base model on the CPU.
+
+        Args:
+            dtype: to load it in, such as float32.
+        """
+        return load_model(
+            self.model,
+            revision=self.revision,
+            dtype=dtype,
+            device="cpu",
+            trust_remote_code=self.trust_remote_code,
+        )
 
     def needed_variants(self) -> VariantStore | None:
         """The store, for formats that need the variants.
