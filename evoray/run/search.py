@@ -49,11 +49,13 @@ class Shared:
         pool: lends the workers.
         teacher: where the teacher's part of the text lies.
         seed: finds the start; None for the usual one.
+        command: that gives the result again.
     """
 
     pool: PoolOpener
     teacher: Location
     seed: Baseline | None
+    command: str
 
 
 def search(settings: SearchSettings, progress: Progress | None = None, shared: Shared | None = None) -> SearchResult:
@@ -98,7 +100,8 @@ def search(settings: SearchSettings, progress: Progress | None = None, shared: S
             if plan.init is not None and start is None:
                 start = _start_of_baseline(plan, seed or plan.init, run, pool, told)
             teacher = run / "teacher" if shared is None else shared.teacher
-            driver = _Driver(plan, run, journal, start, teacher, pool, told)
+            command = shared.command if shared is not None else None
+            driver = _Driver(plan, run, journal, start, teacher, command, pool, told)
             reason = driver.evolve()
             return SearchResult(str(run.location), driver.conclude(), reason)
 
@@ -160,11 +163,12 @@ class _Driver:
         journal: Journal,
         start: Genotype | None,
         teacher: Location,
+        command: str | None,
         pool: Pool,
         progress: Progress,
     ) -> None:
         self.plan, self.ground, self.run, self.journal, self.start = plan, plan.ground, run, journal, start
-        self.teacher = teacher
+        self.teacher, self.command = teacher, command
         self.strategy, self.pool, self.progress = _replayed(plan, journal, start), pool, progress
         # A race takes the smallest loss; who looks for the worst tells it the negative.
         self.sign = -1.0 if plan.settings.invert else 1.0
@@ -265,7 +269,8 @@ class _Driver:
             # A try with a baseline that ended before its first generation may have left a start in this folder.
             candidate_tokens=self.journal.tokens + (self.run.start_tokens() if self.plan.init is not None else 0),
             seconds=self.journal.seconds,
-            command=command_of("search", self.plan.settings, {"generations": row.generation if row else 0}),
+            command=self.command
+            or command_of("search", self.plan.settings, {"generations": row.generation if row else 0}),
         )
 
     def conclude(self) -> dict[str, Any]:

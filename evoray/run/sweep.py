@@ -25,8 +25,8 @@ from evoray.run.named import read_best
 from evoray.run.plan import USUAL_GENERATIONS
 from evoray.run.progress import Progress
 from evoray.run.search import Shared, search
-from evoray.run.workers import started_pool
-from evoray.settings import ChoiceSettings, EvalSettings, SearchSettings, SweepSettings, flag
+from evoray.run.workers import located, started_pool
+from evoray.settings import ChoiceSettings, EvalSettings, SearchSettings, SweepSettings, command_of, flag
 from evoray.space import Gene, Genotype, Space
 from evoray.store import Location
 
@@ -87,7 +87,7 @@ def sweep(settings: SweepSettings, progress: Progress | None = None) -> Sweep:
                 )
             progress.note(f"{_name(budget, value)}" + (f", seeded by {seed:g}" if seed is not None else ""))
             adapting = _adapting(f"{seed:g}", found[seed].configuration) if seed is not None else None
-            shared = Shared(lending.pool, folder / "teacher", adapting)
+            shared = Shared(lending.pool, folder / "teacher", adapting, command_of("sweep", located(settings), {}))
             found[value] = search(search_settings, progress, shared)
     results = {value: found[value] for value in sorted(found, reverse=_dearest_is_largest(budget))}
     return Sweep(str(folder), budget, results)

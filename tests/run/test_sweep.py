@@ -68,6 +68,10 @@ def test_every_budget_is_kept_and_seeded_by_the_one_before(
         assert [row.generation for row in journal.rows] == ([0, 1, 2, 3, 4] if value == 3.5 else [1, 2])
         assert not (Path(result.run) / "teacher").exists()
     assert len(list((tmp_path / "teacher").glob("index.json"))) == 1
+    commands = {result.best["command"] for result in found.results.values()}
+    assert len(commands) == 1
+    assert "evoray sweep " in (command := commands.pop())
+    assert "--target-bits 2.5,3.0,3.5 " in command
     # The start differs from what seeded it by steps down only.
     for value, other in ((3.0, 3.5), (2.5, 3.0)):
         run = Path(found.results[value].run)
