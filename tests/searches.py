@@ -97,7 +97,7 @@ def bits_of(run: str | Path) -> dict[str, Any]:
         data = (Path(run) / "evaluations" / row.evaluations).read_bytes()
         assert hashlib.sha256(data).hexdigest() == row.sha256
         generations.append(
-            {key: value for key, value in vars(row).items() if key not in ("seconds", "lost_workers")}
+            {key: value for key, value in vars(row).items() if key not in ("seconds", "lost_workers", "busy_seconds")}
             | {"batches": journal.batches(row.generation).to_pylist()}
         )
     best = json.loads((Path(run) / "best.json").read_text())

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from evoray.cluster.busy import BusyTime
 from evoray.cluster.worker import DeviceRecord, Worker, WorkerSpec
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Pool(ABC):
         notes: which short cuts the model does not allow.
         named_aside: candidates that kill workers, as tuples of row entries. Their losses are infinite.
         lost: how many times a worker was lost.
+        busy: how long each had work.
     """
 
     workers: int
@@ -44,6 +46,7 @@ class Pool(ABC):
     def __init__(self) -> None:
         self.named_aside: set[tuple[int, ...]] = set()
         self.lost = 0
+        self.busy = BusyTime()
 
     def measure(
         self,
@@ -144,7 +147,9 @@ class LocalPool(Pool):
     ) -> np.ndarray:
         parts = []
         for done, work in enumerate(works, start=1):
+            self.busy.begin(0)
             losses_NB = self._worker.losses(rows_NL, work, fitness)
+            self.busy.end(0)
             parts.append(np.where(np.isnan(losses_NB), np.inf, losses_NB))
             if progress:
                 progress(done / len(works))

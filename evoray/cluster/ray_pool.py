@@ -336,6 +336,8 @@ class RayPool(Pool):
         calls: dict[Any, tuple[_Actor, Item]] = {}
         added: set[int] = set()
         self._until = time.monotonic() + self._wait
+        for index in range(len(self._actors)):
+            self.busy.forget(index)  # of calls that an error left behind
         while not dispatcher.finished:
             for index, actor in enumerate(self._actors):
                 if not actor.ready:
@@ -345,6 +347,7 @@ class RayPool(Pool):
                     added.add(index)
                 while (item := dispatcher.next_for(index)) is not None:
                     calls[submit(actor.handle, item)] = (actor, item)
+                    self.busy.begin(index)
             self._check_wait()
             self._note_unplaced()
             self._ask_to_start()
@@ -362,6 +365,7 @@ class RayPool(Pool):
                     self._lose(actor, index, error, dispatcher, aside)
                 else:
                     self._barren = 0
+                    self.busy.end(index)
                     dispatcher.done(index, item, take(item, result))
                     if progress:
                         progress(dispatcher.share_done)
@@ -389,6 +393,7 @@ class RayPool(Pool):
         """An actor is gone: what it held goes back, and it is prepared again."""
         self.lost += 1
         self._barren += 1
+        self.busy.forget(index)
         self._note(f"worker {index} (process {actor.pid}) was lost, its work is done again: {first_line(error)}")
         actor.starting, actor.placed, actor.ready = None, False, False
         actor.again_at = time.monotonic() + PAUSE

@@ -2,7 +2,7 @@
 
 Needs matplotlib (the extra `plots`).
 
-Holds: `loss_figure`, `allocation_figure`, `bytes_figure`, `errors_figure`, `funnel_figure` of one run;
+Holds: `loss_figure`, `allocation_figure`, `bytes_figure`, `errors_figure`, `funnel_figure`, `busy_figure` of one run;
 `losses_figure`, `sizes_figure` of several.
 """
 
@@ -273,6 +273,29 @@ def funnel_means(rungs: Sequence[Rung]) -> list[tuple[int, float, float, float]]
             )
         )
     return found
+
+
+def busy_shares(generation: Generation) -> tuple[float, float]:
+    """Share of a generation's time in which its workers had work: their mean, and the least, 0 to 1."""
+    shares = [min(1.0, busy / generation.seconds) if generation.seconds else 0.0 for busy in generation.busy_seconds]
+    return sum(shares) / len(shares), min(shares)
+
+
+def busy_figure(generations: Sequence[Generation]) -> bytes:
+    """How busy the workers were in each generation, in percent."""
+    shown = [each for each in generations if each.busy_seconds]
+    with looks():
+        figure = blank(3.2)
+        axes = figure.subplots()
+        for number, (label, at) in enumerate((("all workers", 0), ("the least busy one", 1))):
+            shares = [100 * busy_shares(each)[at] for each in shown]
+            axes.plot([each.generation for each in shown], shares, label=label, **line_style(number))
+        axes.set_ylim(0, 105)
+        axes.set_ylabel("busy [%]")
+        axes.set_xlabel("generation")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        explain(figure, axes.get_legend_handles_labels()[0], above=True)
+        return png(figure)
 
 
 def losses_figure(runs: Sequence[RunNumbers]) -> bytes:

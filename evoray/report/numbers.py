@@ -20,6 +20,7 @@ class Generation:
         parent_fitness: the parent's on the same tokens; None where there was none.
         accepted: a child won.
         candidates, tokens, seconds, lost_workers: of this generation.
+        busy_seconds: of each worker in it.
         bits, bpw, size: of the winner.
     """
 
@@ -33,6 +34,7 @@ class Generation:
     tokens: int
     seconds: float
     lost_workers: int
+    busy_seconds: tuple[float, ...]
     bits: float
     bpw: float
     size: int

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from evoray.report.figures import (
     allocation_figure,
+    busy_figure,
+    busy_shares,
     bytes_figure,
     errors_figure,
     funnel_figure,
@@ -72,7 +74,7 @@ def judged_row(each: Judged, *, sparse: bool) -> list[str]:
 
 def pictures_of(run: RunNumbers) -> list[Picture]:
     """What there is to show of one run, in the order of the page."""
-    makers = (_loss, _allocation, _bytes, _errors, _funnel)
+    makers = (_loss, _allocation, _bytes, _errors, _funnel, _busy)
     return [picture for maker in makers if (picture := maker(run)) is not None]
 
 
@@ -222,4 +224,27 @@ def _funnel(run: RunNumbers) -> Picture | None:
             ]
             for each in run.funnel
         ],
+    )
+
+
+def _busy(run: RunNumbers) -> Picture | None:
+    if not any(each.busy_seconds for each in run.generations):
+        return None
+    rows = [
+        [
+            whole(each.generation),
+            number(each.seconds, 3),
+            whole(len(each.busy_seconds)),
+            *[f"{100 * share:.1f} %" for share in busy_shares(each)],
+        ]
+        for each in run.generations
+        if each.busy_seconds
+    ]
+    return Picture(
+        "busy",
+        busy_figure(run.generations),
+        "Busy time of workers",
+        "Share of a generation's time in which workers had work: all of them together, and the least busy one.",
+        ("generation", "seconds", "workers", "busy", "least busy"),
+        rows,
     )

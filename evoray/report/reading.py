@@ -165,6 +165,7 @@ def _generations(journal: Journal) -> tuple[Generation, ...]:
                 tokens=row.tokens,
                 seconds=row.seconds,
                 lost_workers=row.lost_workers,
+                busy_seconds=row.busy_seconds,
                 bits=row.bits,
                 bpw=row.bpw,
                 size=row.size,

@@ -41,6 +41,7 @@ class GenerationRow:
         tokens: candidate tokens measured.
         seconds: it took.
         lost_workers: how many times a worker was lost meanwhile.
+        busy_seconds: how long each worker had work.
         set_aside: candidates that killed workers, as text.
         evaluations: name of its file.
         sha256: of that file.
@@ -60,6 +61,7 @@ class GenerationRow:
     tokens: int
     seconds: float
     lost_workers: int
+    busy_seconds: tuple[float, ...]
     set_aside: tuple[str, ...]
     evaluations: str
     sha256: str
@@ -86,6 +88,7 @@ _ROW_SCHEMA = pa.schema(
         ("tokens", pa.int64()),
         ("seconds", pa.float64()),
         ("lost_workers", pa.int32()),
+        ("busy_seconds", pa.list_(pa.float64())),
         ("set_aside", pa.list_(pa.string())),
         ("evaluations", pa.string()),
         ("sha256", pa.string()),

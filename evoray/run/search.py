@@ -181,6 +181,7 @@ class _Driver:
         text = self._text()
         while (reason := self._why_stop()) is None:
             began = time.monotonic()
+            self.pool.busy.take()  # what the teacher or the start took is of no generation
             record, lost = GenerationRecord(self.strategy.generation), self.pool.lost
             race = self.strategy.ask()
             while (wanted := race.ask()) is not None:
@@ -247,6 +248,7 @@ class _Driver:
             tokens=record.tokens,
             seconds=seconds,
             lost_workers=lost,
+            busy_seconds=self.pool.busy.take(),
             set_aside=tuple(str(aside[row]) for row in sorted(self.pool.named_aside & aside.keys())),
             evaluations="",
             sha256="",

@@ -49,7 +49,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
 
 
 def generation(number: int, fitness: float, parent: float | None, *, accepted: bool) -> Generation:
-    return Generation(number, 1000 * number, 30.0 * number, fitness, parent, accepted, 8, 1000, 30.0, 0, 3.0, 3.25, 99)
+    busy = (30.0, 30.0 / max(1, number))
+    spent = (1000 * number, 30.0 * number)
+    return Generation(number, *spent, fitness, parent, accepted, 8, 1000, 30.0, 0, busy, 3.0, 3.25, 99)
 
 
 GENERATIONS = (
@@ -254,3 +256,11 @@ def test_short_counts() -> None:
     assert [short_count(value) for value in (0, 7, 999, 1000, 8192, 1.5e6, 3e9, 2e12)] == [
         "0", "7", "999", "1k", "8.19k", "1.5M", "3G", "2T",
     ]  # fmt: skip
+
+
+def test_busy_workers_are_shares_of_the_time(drawn: Drawn) -> None:
+    assert figures.busy_shares(GENERATIONS[3]) == ((1 + 1 / 4) / 2, 1 / 4)
+    every, least = drawn(figures.busy_figure, GENERATIONS).axes[0].lines
+    assert every.get_ydata() == pytest.approx([50 * (1 + 1 / number) for number in (1, 2, 3, 4)])
+    assert least.get_ydata() == pytest.approx([100 / number for number in (1, 2, 3, 4)])
+    assert least.get_xdata().tolist() == [1, 2, 3, 4]

@@ -59,7 +59,7 @@ def test_a_run_on_object_storage(runs: Runs, tmp_path: Path, monkeypatch: pytest
     assert report.page == "s3://bucket/run/report/index.html"
     text = (tmp_path / "bucket" / "run" / "report" / "index.html").read_text()
     assert read_page(text).figures.keys() == {
-        f"run-{key}" for key in ("loss", "allocation", "bytes", "errors", "funnel")
+        f"run-{key}" for key in ("loss", "allocation", "bytes", "errors", "funnel", "busy")
     }
 
 
@@ -109,7 +109,7 @@ def test_before_the_first_generation(runs: Runs, tmp_path: Path) -> None:
 
 def test_journaled_but_no_result_yet(runs: Runs, tmp_path: Path) -> None:
     page = reported(copied(runs.bits, tmp_path / "run", "best.json"))
-    assert list(page.figures) == ["run-loss", "run-errors", "run-funnel"]
+    assert list(page.figures) == ["run-loss", "run-errors", "run-funnel", "run-busy"]
     assert "best.json is not there yet" in page.words["dd"]
 
 
@@ -119,7 +119,7 @@ def test_not_judged_yet(runs: Runs, tmp_path: Path) -> None:
     del best["held_out"]
     (run / "best.json").write_text(json.dumps(best))
     page = reported(run)
-    assert list(page.figures) == ["run-loss", "run-allocation", "run-bytes", "run-errors", "run-funnel"]
+    assert list(page.figures) == ["run-loss", "run-allocation", "run-bytes", "run-errors", "run-funnel", "run-busy"]
     assert "generation 3 of 3, not judged yet" in page.words["dd"]
     assert not any(caption.startswith("judged") for caption in page.tables)
     assert any("Not judged on held-out text yet" in text for text in page.words["p"])
@@ -132,7 +132,7 @@ def test_a_store_that_is_gone_or_another(runs: Runs, tmp_path: Path, material: M
     for store, said in ((str(tmp_path / "gone"), "no store at"), (another.store, "is another store than the run's")):
         (run / "best.json").write_text(json.dumps(best | {"store": store}))
         page = reported(run)
-        assert list(page.figures) == ["run-loss", "run-allocation", "run-bytes", "run-funnel"]
+        assert list(page.figures) == ["run-loss", "run-allocation", "run-bytes", "run-funnel", "run-busy"]
         assert [row[0] for row in page.figures["run-bytes"].rows] == [
             "layers",
             "embeddings, head, norms, biases",

@@ -180,3 +180,13 @@ def test_a_baseline_shows_what_it_has(pages: dict[str, Page]) -> None:
     page = pages["dp"]
     assert list(page.figures) == ["run-allocation", "run-bytes", "run-errors"]
     assert {"baseline", "baseline dp"} <= set(page.words["dd"])
+
+
+def test_busy_time_is_that_of_the_journal(runs: Runs, pages: dict[str, Page]) -> None:
+    rows = pq.read_table(runs.bits / "generations.parquet").to_pylist()
+    shown = pages["bits"].figures["run-busy"].rows
+    for row, cells in zip(rows, shown, strict=True):
+        (busy,) = row["busy_seconds"]
+        assert 0 < busy <= row["seconds"], "one worker, in this process"
+        assert cells[0] == str(row["generation"])
+        assert cells[-1] == f"{100 * busy / row['seconds']:.1f} %"

@@ -15,7 +15,9 @@ from evoray.run.progress import Progress
 from evoray.run.search import search
 from evoray.store import Location
 
-ROW = GenerationRow(3, (1, 0), ((1, 0),), 0.25, 0.5, True, 2.5, 2.75, 1000, 0.0, 8, 4096, 1.5, 1, ("(0, 0)",), "", "")
+ROW = GenerationRow(
+    3, (1, 0), ((1, 0),), 0.25, 0.5, True, 2.5, 2.75, 1000, 0.0, 8, 4096, 1.5, 1, (1.0,), ("(0, 0)",), "", ""
+)
 
 
 def said(text: str) -> list[str]:

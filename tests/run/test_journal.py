@@ -84,6 +84,7 @@ def row_of(generation: int) -> GenerationRow:
         tokens=12,
         seconds=0.5,
         lost_workers=1,
+        busy_seconds=(0.25, 0.125),
         set_aside=("(1, 1)",),
         evaluations="",
         sha256="",
