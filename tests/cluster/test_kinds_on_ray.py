@@ -39,6 +39,9 @@ def test_any_number_of_workers_leaves_the_same_run(ray_here: None, deep: Materia
     # Two workers had something to share: several batches in every generation behind the race for the start.
     journal = Journal(Location.parse(str(tmp_path / "2")))
     assert all(journal.batches(row.generation).num_rows > 2 for row in journal.rows if row.generation)
+    assert all(len(row.busy_seconds) <= 2 for row in journal.rows)
+    assert all(0 <= busy <= row.seconds for row in journal.rows for busy in row.busy_seconds)
+    assert sum(journal.rows[-1].busy_seconds) > 0
 
 
 @pytest.mark.cluster
