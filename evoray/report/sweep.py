@@ -11,6 +11,7 @@ from rich.text import Text
 
 from evoray.report.dry_run import search_estimate
 from evoray.report.tables import human_bytes
+from evoray.run.budgets import spelled
 from evoray.run.sweep import planned
 from evoray.settings import SweepSettings
 
@@ -33,7 +34,7 @@ def sweep_table(found: "Sweep") -> RenderableType:
     for value, result in found.results.items():
         best, judged = result.best, result.best["held_out"]["candidates"]
         table.add_row(
-            f"{value:g}",
+            spelled(value),
             f"{best['bits']:.4f}",
             f"{best['bpw']:.4f}",
             human_bytes(best["size"]),
@@ -42,7 +43,7 @@ def sweep_table(found: "Sweep") -> RenderableType:
             *[f"{judged[name]['kl']:.5f}" if name in judged else "" for name in beaten],
             f"{best['candidate_tokens']:,}",
         )
-        doubts += [Text(f"note: {value:g}: {doubt}") for doubt in best["held_out"].get("doubts", ())]
+        doubts += [Text(f"note: {spelled(value)}: {doubt}") for doubt in best["held_out"].get("doubts", ())]
     return Group(table, *doubts, Text(f"each has a run directory in {found.run}"))
 
 
@@ -59,7 +60,7 @@ def sweep_estimate(settings: SweepSettings) -> tuple[Table, dict[str, Any]]:
     for value, (search, seed) in planned(settings).items():
         found = search_estimate(search)[1] | {settings.swept: value, "seeded_by": seed}
         figures.append(found)
-        table.add_row(f"{value:g}", "" if seed is None else f"{seed:g}", f"{found['candidate_tokens']:,}")
+        table.add_row(spelled(value), "" if seed is None else spelled(seed), f"{found['candidate_tokens']:,}")
     total = sum(found["candidate_tokens"] for found in figures)
     table.add_row("all", "", f"{total:,}")
     return table, {"candidate_tokens": total, "searches": figures}

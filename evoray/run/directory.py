@@ -22,6 +22,8 @@ from evoray.store import Location
 
 SETTINGS, IDENTITY, DEVICE, BEST = "settings.yaml", "identity.json", "device.json", "best.json"
 START = "start.json"
+SWEEP = "sweep.json"
+"""In the folder of a sweep, whose run directories lie under it."""
 DRIVER, LOCK = "driver.json", ".lock"
 
 BEAT = 10.0

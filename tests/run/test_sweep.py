@@ -13,6 +13,7 @@ from searches import WITHOUT_STORE, Material, bits_of, killed_at
 from evoray import cli
 from evoray.errors import UserError
 from evoray.run import sweep as module
+from evoray.run.budgets import SweepRecord
 from evoray.run.journal import Journal
 from evoray.run.plan import plan_search
 from evoray.run.sweep import planned, sweep
@@ -154,11 +155,42 @@ def test_mistakes(settings: Settings, tmp_path: Path, changes: dict[str, Any], s
 
 
 def test_another_sweep_or_a_gap_is_refused(material: Material, settings: Settings, tmp_path: Path) -> None:
-    (tmp_path / "sweep.json").write_text(json.dumps({"budget": "target_bits", "seeds": [[3.5, None]]}))
+    with killed_at("best.json", 0, after=True):
+        sweep(settings(tmp_path, target_bits=(3.5,)))
     with pytest.raises(UserError, match=r"has target-bits-3.5 half done, which seeds target-bits-3; name 3.5"):
         sweep(settings(tmp_path, target_bits=(3.0,)))
     with pytest.raises(UserError, match="holds a sweep over --target-bits"):
         sweep(settings(tmp_path, target_bits=None, target_bpw=(3.0,)))
-    (tmp_path / "sweep.json").write_text("{")
-    with pytest.raises(UserError, match="is damaged"):
-        sweep(settings(tmp_path))
+    for text in ("{", "[]", '{"budget": "x", "seeds": []}', '{"budget": "target_bits", "seeds": [[3, 4], [4, 3]]}'):
+        (tmp_path / "sweep.json").write_text(text)
+        with pytest.raises(UserError, match="is damaged"):
+            sweep(settings(tmp_path))
+
+
+def test_a_budget_out_of_reach_is_refused_before_anything_is_written(settings: Settings, tmp_path: Path) -> None:
+    for wrong in ((3.0, 1.0), (100.0, 3.0)):
+        with pytest.raises(UserError, match=f"target {wrong[1 if wrong[0] == 3 else 0]:g} bits is"):
+            sweep(settings(tmp_path, target_bits=wrong))
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_what_an_earlier_call_did_not_begin_binds_nobody(settings: Settings, tmp_path: Path) -> None:
+    seeds = [[3.9, None], [3.5, 3.9], [3.0, 3.5]]
+    (tmp_path / "sweep.json").write_text(json.dumps({"budget": "target_bits", "seeds": seeds}))
+    found = sweep(settings(tmp_path, target_bits=(3.0, 2.5)))
+    assert list(found.results) == [3.0, 2.5]
+    assert json.loads((tmp_path / "sweep.json").read_text())["seeds"] == [[3.0, None], [2.5, 3.0]]
+
+
+def test_budgets_that_differ_late_have_directories_of_their_own(settings: Settings, tmp_path: Path) -> None:
+    found = sweep(settings(tmp_path / "bits", target_bits=(2.8000001, 2.8)))
+    assert [Path(result.run).name for result in found.results.values()] == ["target-bits-2.8000001", "target-bits-2.8"]
+    # A later call finds what was made for a size of many digits.
+    sizes = settings(tmp_path / "sizes", target_bits=None, target_size=(1234567, 1234568))
+    record = SweepRecord(Location.parse(tmp_path / "sizes"), "target_size").with_values((1234567, 1234568))
+    before = [search.run for search, _ in planned(sizes).values()]
+    assert [Path(run).name for run in before] == ["target-size-1234568", "target-size-1234567"]
+    Path(before[0]).mkdir(parents=True)
+    (Path(before[0]) / "best.json").write_text("{}")
+    record.write()
+    assert [search.run for search, _ in planned(sizes).values()] == before
