@@ -2,7 +2,7 @@
 
 Imports nothing heavy, so that `evoray inspect` answers at once.
 
-Holds: `SweepRecord`, `spelled`, `SWEEP`.
+Holds: `SweepRecord`, `refuse_sweep`, `spelled`.
 """
 
 import json
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from evoray.errors import UserError
-from evoray.run.directory import BEST, SWEEP
+from evoray.run.directory import BEST, IDENTITY, SWEEP
 from evoray.run.journal import GENERATIONS
 from evoray.settings import flag
 from evoray.settings.sweep import SWEPT
@@ -117,3 +117,31 @@ class SweepRecord:
         """
         if self.budget != budget:
             raise UserError(f"{self.folder} holds a sweep over {flag(self.budget)}; give another --run")
+
+    def runs(self) -> list[Location]:
+        """The run directories that there are, dearest budget first.
+
+        Raises:
+            UserError: none yet.
+        """
+        found = [run for value in self.ordered() if ((run := self.run(value)) / IDENTITY).exists()]
+        if not found:
+            raise UserError(f"{self.folder} is a sweep without a run directory yet; run the same evoray sweep again")
+        return found
+
+
+def refuse_sweep(folder: Location) -> None:
+    """Where one run is wanted, a sweep's folder is told from any other.
+
+    Raises:
+        UserError: it is one; the message names its run directories.
+    """
+    if (folder / SWEEP).exists() and not (folder / IDENTITY).exists():
+        record = SweepRecord.read(folder)
+        runs = record.runs() if record is not None else []
+        raise UserError(f"{folder} is the folder of a sweep; give one of its run directories: {_joined(runs)}")
+
+
+def _joined(runs: Sequence[Location]) -> str:
+    most = 8
+    return ", ".join(map(str, runs[:most])) + (f" and {len(runs) - most} more" if len(runs) > most else "")

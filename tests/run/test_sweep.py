@@ -194,3 +194,42 @@ def test_budgets_that_differ_late_have_directories_of_their_own(settings: Settin
     (Path(before[0]) / "best.json").write_text("{}")
     record.write()
     assert [search.run for search, _ in planned(sizes).values()] == before
+
+
+def test_a_sweeps_folder_is_shown_and_reported_on_and_told_from_a_run(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(*arguments: str, code: int = 0) -> str:
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*arguments, "--quiet"])
+        assert ended.value.code == code
+        out, err = capsys.readouterr()
+        return err if code else out
+
+    place = str(tmp_path / "sweep")
+    with killed_at("best.json", 4, after=True):
+        sweep(settings(tmp_path / "sweep", target_bits=(3.5, 3.0), generations=2))
+    bests = {
+        value: json.loads((tmp_path / f"sweep/target-bits-{value}/best.json").read_text()) for value in ("3.5", "3")
+    }
+    assert ["held_out" in best for best in bests.values()] == [True, False]
+    shown = said("inspect", place)
+    assert f"{bests['3.5']['held_out']['candidates']['found']['kl']:.5f}" in shown
+    assert "not finished: target-bits-3; the same evoray sweep goes on with it" in shown
+    searches = json.loads(said("inspect", place, "--json"))["searches"]
+    assert [(each["target_bits"], each["finished"], each["bits"]) for each in searches] == [
+        (3.5, True, bests["3.5"]["bits"]),
+        (3.0, False, bests["3"]["bits"]),
+    ]
+    report = json.loads(said("report", place, "--json"))
+    assert report["page"] == f"{place}/report/index.html"
+    assert [run["place"] for run in report["runs"]] == [f"{place}/target-bits-3.5", f"{place}/target-bits-3"]
+    for verb in (
+        ["eval", "--data", "x", "--configuration", place],
+        ["export", "--out", str(tmp_path / "out"), "--configuration", place],
+        ["inspect", "monotonicity", place],
+    ):
+        assert said(*verb, code=2) == (
+            f"error: {place} is the folder of a sweep; give one of its run directories: {place}/target-bits-3.5, "
+            f"{place}/target-bits-3\n"
+        )
