@@ -57,7 +57,9 @@ class SweepRecord:
                 seeds[number(value)] = None if seed is None else number(seed)
             return cls(folder, read["budget"], seeds)
         except (ValueError, KeyError, TypeError, OverflowError):
-            raise UserError(f"{folder / SWEEP} is damaged; give another --run") from None
+            raise UserError(
+                f"{folder / SWEEP} is damaged; name its run directories one by one, or give a sweep another --run"
+            ) from None
 
     def write(self) -> None:
         """Replaces sweep.json."""

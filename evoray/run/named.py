@@ -117,7 +117,7 @@ def read_best(run: Location) -> dict[str, Any] | None:
         return None
     best = _sound((run / BEST).read_bytes())
     if best is None:
-        raise UserError(f"{run / BEST} is damaged; run the same `evoray search` again, which writes it")
+        raise UserError(f"{run / BEST} is damaged; run the same `evoray search`, or sweep, again, which writes it")
     return best
 
 

@@ -22,6 +22,7 @@ from evoray.evolve import Purpose, initial, rng
 from evoray.model import checkpoint_facts
 from evoray.run.best import SearchResult
 from evoray.run.budgets import SweepRecord, spelled
+from evoray.run.directory import check_folder
 from evoray.run.ground import make_ground_space
 from evoray.run.named import read_best
 from evoray.run.plan import USUAL_GENERATIONS
@@ -69,6 +70,7 @@ def sweep(settings: SweepSettings, progress: Progress | None = None) -> Sweep:
     """
     progress = progress or Progress()
     record, budget = _record(settings), settings.swept
+    check_folder(record.folder, "a sweep", "--run")
     folder, searches = record.folder, planned(settings)
     _check_budgets([searches[value][0] for value in getattr(settings, budget)])
     record.write()
