@@ -83,6 +83,8 @@ def sweep_estimate(settings: SweepSettings) -> tuple[Table, dict[str, Any]]:
         table.add_column(column, justify="right")
     figures: list[dict[str, Any]] = []
     for value, (search, seed) in planned(settings).items():
+        if value not in getattr(settings, settings.swept):
+            continue  # of an earlier call, and not gone on with
         found = search_estimate(search)[1] | {settings.swept: value, "seeded_by": seed}
         figures.append(found)
         table.add_row(spelled(value), "" if seed is None else spelled(seed), f"{found['candidate_tokens']:,}")

@@ -12,6 +12,7 @@ from searches import WITHOUT_STORE, Material, bits_of, killed_at
 
 from evoray import cli
 from evoray.errors import UserError
+from evoray.report.sweep import sweep_estimate
 from evoray.run import sweep as module
 from evoray.run.budgets import SweepRecord
 from evoray.run.journal import Journal
@@ -99,6 +100,9 @@ def test_a_later_call_adds_budgets_and_does_nothing_twice(settings: Settings, tm
     assert list(found.results) == [3.5, 2.5, 2.4]
     assert json.loads((tmp_path / "sweep.json").read_text())["seeds"] == [[3.5, None], [2.5, 3.5], [2.4, 2.5]]
     assert {name: data for name, data in files_of(tmp_path).items() if name in kept} == kept
+    # What earlier calls found costs nothing more.
+    estimate = sweep_estimate(settings(tmp_path, target_bits=(2.4,)))[1]
+    assert [each["target_bits"] for each in estimate["searches"]] == [2.4]
     again = sweep(settings(tmp_path, target_bits=(2.4, 2.5, 3.5)))
     assert [result.best for result in again.results.values()] == [result.best for result in found.results.values()]
     # Each is a search like any other: it goes on by itself, and is the same to whoever reads runs.
@@ -145,6 +149,7 @@ def test_the_table_and_the_numbers(
         ({"drop_blocks": (1, 2)}, "a sweep is over one kind of budget"),
         ({"init": "dp"}, "each budget seeds the next"),
         ({"target_bits": (0, 3)}, "--target-bits 0"),
+        ({"target_bits": [True, 3]}, "a switch stands in it"),
     ],
 )
 def test_mistakes(settings: Settings, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
