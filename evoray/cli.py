@@ -291,7 +291,9 @@ def _export(settings: ExportSettings, as_json: bool) -> None:
 def _inspect(
     place: Annotated[
         str,
-        typer.Argument(help="A store, a run directory, or a file of `layer: level` lines; or the word monotonicity."),
+        typer.Argument(
+            help="A store, a run directory, a sweep, or a file of `layer: level` lines; or the word monotonicity."
+        ),
     ],
     run: Annotated[
         str | None,
@@ -304,7 +306,7 @@ def _inspect(
     debug: _Debug = False,
     quiet: _Quiet = False,
 ) -> None:
-    """Show what is in a store, a run or a configuration.
+    """Show what is in a store, a run, a sweep or a configuration.
 
     `inspect monotonicity RUN` counts pairs of candidates of which one has less error in its layers and more loss.
 
@@ -349,10 +351,13 @@ def _monotonicity(run: str, plot: str | None, as_json: bool) -> None:
 
 @app.command("report")
 def _report(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Run directories of searches and baselines.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN", help="Run directories of searches, baselines, sweeps."),
+    ],
     out: Annotated[
         str | None,
-        typer.Option(help="Folder or URI to write to. Default: report in the (first) run.", show_default=False),
+        typer.Option(help="Folder or URI to write to. Default: report in the first place.", show_default=False),
     ] = None,
     as_json: _Json = False,
     debug: _Debug = False,

@@ -11,15 +11,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from evoray.errors import EvorayError, UserError
+from evoray.store import Location
 
 
 def new_folder(out: str) -> Path:
     """Where an export goes.
 
     Raises:
-        UserError: something is there already.
+        UserError: something is there already, or it is on object storage.
     """
-    target = Path(out).expanduser().absolute()
+    # Written as a path, a URI would be a folder of that name in the present one.
+    # Asked for before it is parsed, which would look for the bucket.
+    target = None if "://" in out and not out.lower().startswith("file:") else Location.parse(out).local_path
+    if target is None:
+        raise UserError(f"--out {out} is on object storage, and an export is a folder; give one, and copy it there")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"--out {out} holds something already; give a new folder")
     return target

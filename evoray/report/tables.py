@@ -14,6 +14,7 @@ from rich.text import Text
 from evoray.configuration import BASE, DROPPED, KEPT, Configuration
 from evoray.errors import UserError
 from evoray.report.allocation import place_of
+from evoray.run.budgets import SweepRecord
 from evoray.run.directory import BEST, IDENTITY
 from evoray.run.journal import Journal
 from evoray.run.named import configuration_of, needs_variants, read_best, resolve_sites
@@ -116,10 +117,10 @@ def evaluation_table(evaluation: "Evaluation") -> Table:
 
 
 def inspect(place: str, store: str | None = None, model: str | None = None) -> tuple[RenderableType, dict[str, Any]]:
-    """What is in a store, a run or a configuration, for people and for programs.
+    """What is in a store, a run, a sweep or a configuration, for people and for programs.
 
     Args:
-        place: a store, a run directory, or a file of `layer: level` lines.
+        place: a store, a run directory, the folder of a sweep, or a file of `layer: level` lines.
         store: prices a configuration.
         model: prices what a configuration drops.
 
@@ -133,6 +134,10 @@ def inspect(place: str, store: str | None = None, model: str | None = None) -> t
         VariantStore.open(place)  # says that it is unfinished, and what to do
     if (location / IDENTITY).exists():
         return _run(location)
+    if (record := SweepRecord.read(location)) is not None:
+        from evoray.report.sweep import sweep_of_folder
+
+        return sweep_of_folder(record)
     if location.local_path is not None and location.local_path.is_dir():
         raise UserError(f"{place} is neither a store (no {MANIFEST}) nor a run directory (no {IDENTITY})")
     return _configuration(place, store, model)

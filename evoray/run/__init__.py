@@ -3,6 +3,7 @@
 `ground.py`: `Ground`: what searches and baselines stand on: facts, space, texts, checked before a worker starts.
 `plan.py`: `SearchPlan`: a search on it. `workers.py`: how the workers of a verb are built.
 `search.py`: `search`: the driver's loop. `sweep.py`: `sweep`: one search after the other, each seeding the next.
+`budgets.py`: `SweepRecord`: the budgets of a sweep, as its folder tells them.
 `directory.py`: `RunDirectory`: settings, identity and the lock of a run.
 `journal.py`: `Journal`: what was measured and decided, a generation at a time; resuming reads it.
 `teacher.py`: `TaughtText`, `teach_text`: a text with the teacher's part of it, kept under the run.

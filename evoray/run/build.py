@@ -14,6 +14,7 @@ from evoray.compress.evopress import NO_CODES, EvopressFolder, folder_header, im
 from evoray.compress.kinds import find_kind
 from evoray.errors import UserError
 from evoray.model import Facts, ModelAdapter, checkpoint_facts, load_model, load_tokenizer, pick_device
+from evoray.run.directory import check_folder
 from evoray.run.ground import block_length
 from evoray.run.progress import Progress
 from evoray.settings import BuildSettings
@@ -96,7 +97,9 @@ def _hessian_text(settings: BuildSettings, facts: Facts) -> TokenText:
 
 
 def _check_writable(place: str) -> None:
-    """Sees that a local folder can be written, which else shows only after the first block's Hessians."""
+    """Sees that a local folder can be written, which else shows only after the first block's Hessians, and that the
+    place is no run."""
+    check_folder(Location.parse(place), "a store", "--store")
     path = Location.parse(place).local_path
     if path is None:
         return

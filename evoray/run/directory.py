@@ -1,6 +1,6 @@
 """The folder of a run: who works in it, with which settings, and where its parts lie.
 
-Holds: `RunDirectory`.
+Holds: `RunDirectory`, `check_folder`.
 """
 
 import contextlib
@@ -19,9 +19,12 @@ from evoray.errors import EvorayError, UserError
 from evoray.run.journal import GENERATIONS
 from evoray.space import Genotype
 from evoray.store import Location
+from evoray.store.manifest import BUILDING, MANIFEST
 
 SETTINGS, IDENTITY, DEVICE, BEST = "settings.yaml", "identity.json", "device.json", "best.json"
 START = "start.json"
+SWEEP = "sweep.json"
+"""In the folder of a sweep, whose run directories lie under it."""
 DRIVER, LOCK = "driver.json", ".lock"
 
 BEAT = 10.0
@@ -29,6 +32,26 @@ BEAT = 10.0
 
 STALE = 60.0
 """Seconds without a heartbeat after which its driver counts as dead."""
+
+
+HOLDS = {MANIFEST: "a store", BUILDING: "a store", SWEEP: "a sweep", IDENTITY: "a run"}
+"""What a folder is by a file in it."""
+
+
+def check_folder(location: Location, wanted: str, option: str) -> None:
+    """Sees that a folder is not taken by something else: whoever reads it could not tell what it is.
+
+    Args:
+        location: the folder.
+        wanted: what it shall hold, one of `HOLDS`. Where it does already, all is well.
+        option: that named it.
+
+    Raises:
+        UserError: it is something else.
+    """
+    held = {what for name, what in HOLDS.items() if (location / name).exists()}
+    if held and wanted not in held:
+        raise UserError(f"{option} {location} holds {min(held)}, and {wanted} needs a folder of its own; give another")
 
 
 class RunDirectory:
@@ -41,7 +64,7 @@ class RunDirectory:
         place: folder or URI.
 
     Raises:
-        UserError: another driver works in it.
+        UserError: another driver works in it, or it is a store or a sweep.
     """
 
     def __init__(self, place: str | Location) -> None:
@@ -55,6 +78,7 @@ class RunDirectory:
         return self.location / name
 
     def __enter__(self) -> Self:
+        check_folder(self.location, "a run", "--run")
         path = self.location.local_path
         if path is not None:
             try:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from evoray.configuration import DROPPED
 from evoray.errors import UserError
 from evoray.fitness import Fitness
+from evoray.run.budgets import refuse_sweep
 from evoray.run.directory import IDENTITY
 from evoray.run.ground import settings_of_run, space_of_run
 from evoray.run.journal import GenerationRow, Journal
@@ -137,6 +138,7 @@ def monotonicity(run: str) -> Monotonicity:
             than the one that was searched.
     """
     location = Location.parse(run)
+    refuse_sweep(location)
     if not (location / IDENTITY).exists():
         raise UserError(f"{run} is no run directory (no {IDENTITY}); give one of evoray search")
     journal = Journal(location)

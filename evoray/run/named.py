@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from evoray.configuration import BASE, DROPPED, KEPT, Configuration, alias_of, parse_configuration
 from evoray.errors import UserError
+from evoray.run.budgets import refuse_sweep
 from evoray.run.directory import BEST
 from evoray.settings import EvalSettings, ExportSettings
 from evoray.space import PricedDroppable
@@ -29,7 +30,9 @@ def configuration_of(place: str) -> Configuration:
     location = Location.parse(place)
     if (location / BEST).exists():
         location = location / BEST
-    elif location.local_path is not None and location.local_path.is_dir():
+    else:
+        refuse_sweep(location)
+    if location.local_path is not None and location.local_path.is_dir():
         raise UserError(
             f"{place} has no {BEST}; give a run directory with a finished generation, or a configuration file"
         )
@@ -114,7 +117,7 @@ def read_best(run: Location) -> dict[str, Any] | None:
         return None
     best = _sound((run / BEST).read_bytes())
     if best is None:
-        raise UserError(f"{run / BEST} is damaged; run the same `evoray search` again, which writes it")
+        raise UserError(f"{run / BEST} is damaged; run the same `evoray search`, or sweep, again, which writes it")
     return best
 
 

@@ -11,6 +11,8 @@ from typing import Any
 from evoray.errors import UserError
 from evoray.report.numbers import RunNumbers
 from evoray.report.reading import named_apart, read_run
+from evoray.run.budgets import SweepRecord
+from evoray.run.directory import IDENTITY
 from evoray.store import Location
 
 PAGE = "index.html"
@@ -41,8 +43,9 @@ def write_report(places: Sequence[str], out: str | None = None) -> Report:
     """Writes the report of one run, or of several side by side. A search may be at work in them meanwhile.
 
     Args:
-        places: run directories of searches and baselines, finished or not; one that is named twice counts once.
-        out: folder or URI to write to; by default `report` in the (first) run directory.
+        places: run directories of searches and baselines, finished or not, and folders of sweeps, which are all of
+            their runs; one that is named twice counts once.
+        out: folder or URI to write to; by default `report` in the first place.
 
     Raises:
         UserError: a place that is no run, a damaged one, or matplotlib is missing.
@@ -52,9 +55,10 @@ def write_report(places: Sequence[str], out: str | None = None) -> Report:
         raise UserError("evoray report draws with matplotlib, which is missing: pip install 'evoray[plots]'")
     if not places:
         raise UserError("no run to report on; give one run directory or more")
-    locations = list(dict.fromkeys(Location.parse(place) for place in places))
+    given = [Location.parse(place) for place in places]
+    locations = list(dict.fromkeys(run for place in given for run in _runs_in(place)))
     runs = tuple(read_run(location, name) for location, name in zip(locations, named_apart(locations), strict=True))
-    folder = Location.parse(out) if out is not None else locations[0] / FOLDER
+    folder = Location.parse(out) if out is not None else given[0] / FOLDER
     # Here, because they load matplotlib, and a place that is no run is said at once.
     from evoray.report.page import page
     from evoray.report.pictures import pictures_beside, pictures_of
@@ -70,6 +74,12 @@ def write_report(places: Sequence[str], out: str | None = None) -> Report:
     # Last: who sees the page finds the pictures beside it.
     (folder / PAGE).write_bytes(page(runs, own, beside).encode())
     return Report(str(folder / PAGE), tuple(str(folder / name) for name in files), runs)
+
+
+def _runs_in(place: Location) -> list[Location]:
+    """The run directories of a sweep's folder; any other place itself."""
+    record = SweepRecord.read(place) if not (place / IDENTITY).exists() else None
+    return record.runs() if record is not None else [place]
 
 
 def report_if_possible(places: Sequence[str], out: str) -> str | None:

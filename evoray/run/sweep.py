@@ -7,10 +7,9 @@ Under the sweep's folder lies a run directory for each budget, as a search of it
 budget seeded which, so that going on does the same, and a later call adds budgets.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,11 @@ from evoray.cluster import Pool, WorkerSpec
 from evoray.cluster.capacity import HostMemory
 from evoray.errors import UserError
 from evoray.evolve import Purpose, initial, rng
+from evoray.model import checkpoint_facts
 from evoray.run.best import SearchResult
+from evoray.run.budgets import SweepRecord, spelled
+from evoray.run.directory import check_folder
+from evoray.run.ground import make_ground_space
 from evoray.run.named import read_best
 from evoray.run.plan import USUAL_GENERATIONS
 from evoray.run.progress import Progress
@@ -28,9 +31,7 @@ from evoray.run.search import Shared, search
 from evoray.run.workers import located, started_pool
 from evoray.settings import ChoiceSettings, EvalSettings, SearchSettings, SweepSettings, command_of, flag
 from evoray.space import Gene, Genotype, Space
-from evoray.store import Location
-
-SWEEP = "sweep.json"
+from evoray.store import Location, VariantStore
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,11 @@ def sweep(settings: SweepSettings, progress: Progress | None = None) -> Sweep:
         EvorayError: workers or storage fail.
     """
     progress = progress or Progress()
-    folder, budget = Location.parse(settings.run), settings.swept
-    searches = planned(settings)
-    _write(folder, budget, {value: seed for value, (_, seed) in searches.items()})
+    record, budget = _record(settings), settings.swept
+    check_folder(record.folder, "a sweep", "--run")
+    folder, searches = record.folder, planned(settings)
+    _check_budgets([searches[value][0] for value in getattr(settings, budget)])
+    record.write()
     found: dict[float, SearchResult] = {}
     with _Lending() as lending:
         for value, (search_settings, seed) in searches.items():
@@ -82,14 +85,14 @@ def sweep(settings: SweepSettings, progress: Progress | None = None) -> Sweep:
                 continue
             if seed is not None and seed not in found:
                 raise UserError(
-                    f"{folder} has {_name(budget, seed)} half done, which seeds {_name(budget, value)}; "
-                    f"name {seed:g} in {flag(budget)}, too"
+                    f"{folder} has {record.name(seed)} half done, which seeds {record.name(value)}; "
+                    f"name {spelled(seed)} in {flag(budget)}, too"
                 )
-            progress.note(f"{_name(budget, value)}" + (f", seeded by {seed:g}" if seed is not None else ""))
-            adapting = _adapting(f"{seed:g}", found[seed].configuration) if seed is not None else None
+            progress.note(record.name(value) + (f", seeded by {spelled(seed)}" if seed is not None else ""))
+            adapting = _adapting(spelled(seed), found[seed].configuration) if seed is not None else None
             shared = Shared(lending.pool, folder / "teacher", adapting, command_of("sweep", located(settings), {}))
             found[value] = search(search_settings, progress, shared)
-    results = {value: found[value] for value in sorted(found, reverse=_dearest_is_largest(budget))}
+    results = {value: found[value] for value in record.ordered() if value in found}
     return Sweep(str(folder), budget, results)
 
 
@@ -102,15 +105,34 @@ def planned(settings: SweepSettings) -> dict[float, tuple[SearchSettings, float 
     Raises:
         UserError: the folder is of a sweep over another kind of budget, or damaged.
     """
-    folder, budget = Location.parse(settings.run), settings.swept
-    seeds = _seeds(folder, budget, getattr(settings, budget))
+    record = _record(settings)
     return {
-        value: (
-            _settings_of(settings, value, str(folder / _name(budget, value)), seeds[value] is not None),
-            seeds[value],
-        )
-        for value in _in_order(seeds)
+        value: (_settings_of(settings, value, str(record.run(value)), seed is not None), seed)
+        for value, seed in record.seeds.items()
     }
+
+
+def _record(settings: SweepSettings) -> SweepRecord:
+    """What the folder says, with the budgets that are asked for."""
+    folder, budget = Location.parse(settings.run), settings.swept
+    record = SweepRecord.read(folder) or SweepRecord(folder, budget)
+    record.check_kind(budget)
+    return record.with_values(getattr(settings, budget))
+
+
+def _check_budgets(searches: Sequence[SearchSettings]) -> None:
+    """Sees that each can be met before the first search takes a worker, and anything is written.
+
+    Raises:
+        UserError: one can't.
+    """
+    settings = located(searches[0])
+    stored = VariantStore.open(settings.store).manifest if settings.store is not None else None
+    facts = checkpoint_facts(
+        settings.model, settings.revision, settings.trust_remote_code, allow_partial=settings.allow_partial
+    )
+    for search_settings in searches:
+        make_ground_space(search_settings, facts, stored)
 
 
 class _Lending:
@@ -137,57 +159,6 @@ class _Lending:
         yield self._pool
 
 
-@dataclass(frozen=True)
-class _Record:
-    """What sweep.json says."""
-
-    budget: str
-    seeds: dict[float, float | None] = field(default_factory=dict)
-
-
-def _seeds(folder: Location, budget: str, values: Sequence[float]) -> dict[float, float | None]:
-    """Each budget with the one that seeds it: the nearest of those before it. What was settled once stays.
-
-    Raises:
-        UserError: the folder is of a sweep over another kind of budget, or damaged.
-    """
-    record = _Record(budget)
-    if (folder / SWEEP).exists():
-        try:
-            read = json.loads((folder / SWEEP).read_bytes())
-            record = _Record(read["budget"], {float(pair[0]): pair[1] for pair in read["seeds"]})
-        except (ValueError, KeyError, TypeError, IndexError):
-            raise UserError(f"{folder / SWEEP} is damaged; give another --run") from None
-    if record.budget != budget:
-        raise UserError(f"{folder} holds a sweep over {flag(record.budget)}; give another --run")
-    seeds = dict(record.seeds)
-    for value in sorted(values, reverse=_dearest_is_largest(budget)):
-        if value not in seeds:
-            seeds[value] = min(seeds, key=lambda other: (abs(other - value), other), default=None)
-    return seeds
-
-
-def _write(folder: Location, budget: str, seeds: Mapping[float, float | None]) -> None:
-    text = json.dumps({"budget": budget, "seeds": list(map(list, seeds.items()))}, indent=1)
-    (folder / SWEEP).write_bytes(text.encode())
-
-
-def _in_order(seeds: Mapping[float, float | None]) -> list[float]:
-    """Each budget behind the one that seeds it."""
-    ordered: list[float] = []
-    while len(ordered) < len(seeds):
-        ordered += [value for value in seeds if value not in ordered and seeds[value] in (None, *ordered)]
-    return ordered
-
-
-def _dearest_is_largest(budget: str) -> bool:
-    return budget not in ("target_sparsity", "drop_blocks")
-
-
-def _name(budget: str, value: float) -> str:
-    return f"{budget.replace('_', '-')}-{value if isinstance(value, int) else format(value, 'g')}"
-
-
 def _settings_of(settings: SweepSettings, value: float, run: str, seeded: bool) -> SearchSettings:
     values = {name: getattr(settings, name) for name in SearchSettings.model_fields}
     whole = settings.swept in ("target_size", "drop_blocks")
@@ -200,12 +171,14 @@ def _settings_of(settings: SweepSettings, value: float, run: str, seeded: bool) 
 
 
 def _adapting(other: str, configuration: Mapping[str, str]) -> Baseline:
-    """The best of random ways to bring a configuration to another budget: genes go down, or up, until it is met."""
+    """The best of random ways to bring a configuration to another budget, where genes go down, or up, until it is met;
+    and of the level that meets it in every gene, if there is one."""
 
     def choose(problem: Problem) -> Genotype:
         near = _nearest(problem.space, configuration)
         draws = rng(problem.seed, 0, Purpose.START)
-        candidates = initial(problem.space, problem.candidates, draws, near=near)
+        uniform = problem.space.uniform()
+        candidates = [*initial(problem.space, problem.candidates, draws, near=near), *([uniform] if uniform else [])]
         return candidates[int(np.argmin(problem.losses(candidates)))]
 
     return Baseline(f"adapted from {other}", choose)

@@ -30,6 +30,9 @@ def listed(value: Any) -> Any:
     """Lists are written `16,4,1` or `16 4 1` on a command line."""
     if isinstance(value, str):
         return [part for part in value.replace(",", " ").split() if part]
+    if isinstance(value, list | tuple) and any(isinstance(part, bool) for part in value):
+        # Python counts True as 1; in a settings file it is a slip.
+        raise ValueError("a switch stands in it; give values")
     return [value] if isinstance(value, int | float) else value
 
 

@@ -73,7 +73,7 @@ def damaged(run: Path, folder: Path, best: str | None) -> str:
     "best", ["{nope", "[]", "3", "{}", '{"configuration": {}, "fitness": {}}', '{"configuration": 3}']
 )
 def test_a_run_whose_result_is_damaged(run: Path, tmp_path: Path, best: str) -> None:
-    with pytest.raises(UserError, match=r"best\.json is damaged; run the same `evoray search` again"):
+    with pytest.raises(UserError, match=r"best\.json is damaged; run the same `evoray search`, or sweep, again"):
         inspect(damaged(run, tmp_path / "run", best))
 
 

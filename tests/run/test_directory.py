@@ -176,3 +176,25 @@ def test_the_heart_beats_and_stops_with_the_run(bucket: Location, monkeypatch: p
     assert not (bucket / DRIVER).exists(), "no beat came after the last"
     assert not any(thread.name == "heartbeat" for thread in threading.enumerate())
     assert len(beats) == after
+
+
+@pytest.mark.parametrize(
+    ("name", "held"), [("manifest.json", "a store"), ("building.json", "a store"), ("sweep.json", "a sweep")]
+)
+def test_a_folder_of_something_else_is_refused_and_untouched(tmp_path: Path, name: str, held: str) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match=f"--run .* holds {held}, and a run needs a folder of its own"):
+        RunDirectory(tmp_path).__enter__()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_run_is_no_place_for_a_sweep_or_a_store(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path) as run:
+        run.settle({"model": "m"}, {})
+    for wanted in ("a sweep", "a store"):
+        with pytest.raises(UserError, match=f"--place .* holds a run, and {wanted} needs"):
+            directory.check_folder(Location.parse(tmp_path), wanted, "--place")
+    # What is in use stays so.
+    (tmp_path / "manifest.json").write_text("{}")
+    with RunDirectory(tmp_path):
+        directory.check_folder(Location.parse(tmp_path), "a store", "--place")

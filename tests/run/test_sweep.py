@@ -12,7 +12,9 @@ from searches import WITHOUT_STORE, Material, bits_of, killed_at
 
 from evoray import cli
 from evoray.errors import UserError
+from evoray.report.sweep import sweep_estimate
 from evoray.run import sweep as module
+from evoray.run.budgets import SweepRecord
 from evoray.run.journal import Journal
 from evoray.run.plan import plan_search
 from evoray.run.sweep import planned, sweep
@@ -79,7 +81,8 @@ def test_every_budget_is_kept_and_seeded_by_the_one_before(
         assert begun["baseline"] == f"adapted from {other:g}"
         space = plan_search(planned(settings(tmp_path))[value][0]).ground.space
         before = space.genotype(found.results[other].configuration)
-        assert all(new <= old for new, old in zip(begun["genotype"], before, strict=True))
+        steps_down = all(new <= old for new, old in zip(begun["genotype"], before, strict=True))
+        assert steps_down or tuple(begun["genotype"]) == space.uniform()
         assert found.results[value].best["candidate_tokens"] > begun["candidate_tokens"] > 0
 
 
@@ -102,6 +105,9 @@ def test_a_later_call_adds_budgets_and_does_nothing_twice(settings: Settings, tm
     assert list(found.results) == [3.5, 2.5, 2.4]
     assert json.loads((tmp_path / "sweep.json").read_text())["seeds"] == [[3.5, None], [2.5, 3.5], [2.4, 2.5]]
     assert {name: data for name, data in files_of(tmp_path).items() if name in kept} == kept
+    # What earlier calls found costs nothing more.
+    estimate = sweep_estimate(settings(tmp_path, target_bits=(2.4,)))[1]
+    assert [each["target_bits"] for each in estimate["searches"]] == [2.4]
     again = sweep(settings(tmp_path, target_bits=(2.4, 2.5, 3.5)))
     assert [result.best for result in again.results.values()] == [result.best for result in found.results.values()]
     # Each is a search like any other: it goes on by itself, and is the same to whoever reads runs.
@@ -148,6 +154,7 @@ def test_the_table_and_the_numbers(
         ({"drop_blocks": (1, 2)}, "a sweep is over one kind of budget"),
         ({"init": "dp"}, "each budget seeds the next"),
         ({"target_bits": (0, 3)}, "--target-bits 0"),
+        ({"target_bits": [True, 3]}, "a switch stands in it"),
     ],
 )
 def test_mistakes(settings: Settings, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
@@ -158,11 +165,81 @@ def test_mistakes(settings: Settings, tmp_path: Path, changes: dict[str, Any], s
 
 
 def test_another_sweep_or_a_gap_is_refused(material: Material, settings: Settings, tmp_path: Path) -> None:
-    (tmp_path / "sweep.json").write_text(json.dumps({"budget": "target_bits", "seeds": [[3.5, None]]}))
+    with killed_at("best.json", 0, after=True):
+        sweep(settings(tmp_path, target_bits=(3.5,)))
     with pytest.raises(UserError, match=r"has target-bits-3.5 half done, which seeds target-bits-3; name 3.5"):
         sweep(settings(tmp_path, target_bits=(3.0,)))
     with pytest.raises(UserError, match="holds a sweep over --target-bits"):
         sweep(settings(tmp_path, target_bits=None, target_bpw=(3.0,)))
-    (tmp_path / "sweep.json").write_text("{")
-    with pytest.raises(UserError, match="is damaged"):
-        sweep(settings(tmp_path))
+    for text in ("{", "[]", '{"budget": "x", "seeds": []}', '{"budget": "target_bits", "seeds": [[3, 4], [4, 3]]}'):
+        (tmp_path / "sweep.json").write_text(text)
+        with pytest.raises(UserError, match="is damaged"):
+            sweep(settings(tmp_path))
+
+
+def test_a_budget_out_of_reach_is_refused_before_anything_is_written(settings: Settings, tmp_path: Path) -> None:
+    for wrong in ((3.0, 1.0), (100.0, 3.0)):
+        with pytest.raises(UserError, match=f"target {wrong[1 if wrong[0] == 3 else 0]:g} bits is"):
+            sweep(settings(tmp_path, target_bits=wrong))
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_what_an_earlier_call_did_not_begin_binds_nobody(settings: Settings, tmp_path: Path) -> None:
+    seeds = [[3.9, None], [3.5, 3.9], [3.0, 3.5]]
+    (tmp_path / "sweep.json").write_text(json.dumps({"budget": "target_bits", "seeds": seeds}))
+    found = sweep(settings(tmp_path, target_bits=(3.0, 2.5)))
+    assert list(found.results) == [3.0, 2.5]
+    assert json.loads((tmp_path / "sweep.json").read_text())["seeds"] == [[3.0, None], [2.5, 3.0]]
+
+
+def test_budgets_that_differ_late_have_directories_of_their_own(settings: Settings, tmp_path: Path) -> None:
+    found = sweep(settings(tmp_path / "bits", target_bits=(2.8000001, 2.8)))
+    assert [Path(result.run).name for result in found.results.values()] == ["target-bits-2.8000001", "target-bits-2.8"]
+    # A later call finds what was made for a size of many digits.
+    sizes = settings(tmp_path / "sizes", target_bits=None, target_size=(1234567, 1234568))
+    record = SweepRecord(Location.parse(tmp_path / "sizes"), "target_size").with_values((1234567, 1234568))
+    before = [search.run for search, _ in planned(sizes).values()]
+    assert [Path(run).name for run in before] == ["target-size-1234568", "target-size-1234567"]
+    Path(before[0]).mkdir(parents=True)
+    (Path(before[0]) / "best.json").write_text("{}")
+    record.write()
+    assert [search.run for search, _ in planned(sizes).values()] == before
+
+
+def test_a_sweeps_folder_is_shown_and_reported_on_and_told_from_a_run(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(*arguments: str, code: int = 0) -> str:
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*arguments, "--quiet"])
+        assert ended.value.code == code
+        out, err = capsys.readouterr()
+        return err if code else out
+
+    place = str(tmp_path / "sweep")
+    with killed_at("best.json", 4, after=True):
+        sweep(settings(tmp_path / "sweep", target_bits=(3.5, 3.0), generations=2))
+    bests = {
+        value: json.loads((tmp_path / f"sweep/target-bits-{value}/best.json").read_text()) for value in ("3.5", "3")
+    }
+    assert ["held_out" in best for best in bests.values()] == [True, False]
+    shown = said("inspect", place)
+    assert f"{bests['3.5']['held_out']['candidates']['found']['kl']:.5f}" in shown
+    assert "not finished: target-bits-3; the same evoray sweep goes on with it" in shown
+    searches = json.loads(said("inspect", place, "--json"))["searches"]
+    assert [(each["target_bits"], each["finished"], each["bits"]) for each in searches] == [
+        (3.5, True, bests["3.5"]["bits"]),
+        (3.0, False, bests["3"]["bits"]),
+    ]
+    report = json.loads(said("report", place, "--json"))
+    assert report["page"] == f"{place}/report/index.html"
+    assert [run["place"] for run in report["runs"]] == [f"{place}/target-bits-3.5", f"{place}/target-bits-3"]
+    for verb in (
+        ["eval", "--data", "x", "--configuration", place],
+        ["export", "--out", str(tmp_path / "out"), "--configuration", place],
+        ["inspect", "monotonicity", place],
+    ):
+        assert said(*verb, code=2) == (
+            f"error: {place} is the folder of a sweep; give one of its run directories: {place}/target-bits-3.5, "
+            f"{place}/target-bits-3\n"
+        )
