@@ -219,6 +219,7 @@ def _certificate(source: ExportSource) -> list[str]:
         f"Judged on {judged['tokens']} held-out tokens of `{_name(judged['data'])}`, which no decision saw. ± is the "
         "paired 95% interval of the difference in KL. What was judged are the dequantized weights.",
         _table(columns, rows),
+        *(f"Note: {doubt}." for doubt in judged.get("doubts", ())),
     ]
 
 

@@ -95,6 +95,8 @@ def test_the_figures_are_those_of_the_run(run: str, material: Material, tmp_path
         ]
         for name, row in candidates.items()
     ]
+    for doubt in best["held_out"]["doubts"]:
+        assert f"Note: {doubt}." in judged
     assert hf.LOADING.strip() in parts["Loading"]
     where = parts["Where it comes from"]
     told = dict(re.findall(r"^- (.+?): `(.+)`$", where, flags=re.MULTILINE))
