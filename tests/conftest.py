@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from calls import Call
     from searches import Material
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -56,3 +57,18 @@ def ray_here(ray_home: Path) -> Iterator[None]:
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> "Call":
+    """Runs the command line in this process, into pipes."""
+    from calls import Outcome
+
+    from evoray.cli import main
+
+    def run(*arguments: object) -> Outcome:
+        with pytest.raises(SystemExit) as leaving:
+            main([str(argument) for argument in arguments])
+        return Outcome(int(leaving.value.code or 0), *capsys.readouterr())
+
+    return run

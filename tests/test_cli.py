@@ -9,11 +9,10 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from calls import Call, Outcome
 from searches import Material
 
 from evoray import cli
@@ -21,28 +20,6 @@ from evoray.cli import main
 from evoray.model import checkpoint_facts
 from evoray.settings import SearchSettings
 from evoray.store import VariantStore
-
-
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-
-Call = Callable[..., Outcome]
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    """Runs the command line in this process."""
-
-    def run(*arguments: object) -> Outcome:
-        with pytest.raises(SystemExit) as leaving:
-            main([str(argument) for argument in arguments])
-        return Outcome(int(leaving.value.code or 0), *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture

@@ -3,15 +3,13 @@
 import json
 import re
 import shlex
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from calls import Call
 from searches import Material, bits_of
 
-from evoray.cli import main
 from evoray.run.best import SearchResult
 from evoray.settings import BuildSettings, SearchSettings, recipes
 from evoray.store import StoreWriter, VariantStore
@@ -20,28 +18,6 @@ VERBS = ("build", "search", "sweep", "baseline", "eval", "export", "inspect", "r
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 """Any control character but the end of a line."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-
-Call = Callable[..., Outcome]
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    """Runs the command line in this process, into pipes."""
-
-    def run(*arguments: object) -> Outcome:
-        with pytest.raises(SystemExit) as leaving:
-            main([str(argument) for argument in arguments])
-        return Outcome(int(leaving.value.code or 0), *capsys.readouterr())
-
-    return run
 
 
 def building(material: Material, store: Path) -> list[str]:

@@ -13,7 +13,7 @@ from evoray.run.directory import RunDirectory
 from evoray.run.ground import plan_ground
 from evoray.run.log import LOG, DriverLog
 from evoray.run.named import read_best
-from evoray.run.problem import check_baseline, find_by_baseline
+from evoray.run.problem import choose_unmeasured, find_by_baseline
 from evoray.run.progress import Progress
 from evoray.run.workers import started_pool
 from evoray.settings import BaselineSettings, command_of
@@ -45,7 +45,7 @@ def run_baseline(settings: BaselineSettings, progress: Progress | None = None) -
         best = read_best(run.location)
         if best is not None and "held_out" in best and best.get("digests") == ground.digests:
             return SearchResult(str(run.location), best, reason)
-        check_baseline(settings.method, ground, settings, candidates=settings.candidates)
+        choose_unmeasured(settings.method, ground, settings, candidates=settings.candidates)
         log = DriverLog(run / LOG, progress)
         with log, started_pool(settings, ground.spec, ground.memory, log) as pool:
             run.settle_device(asdict(pool.record), settings.allow_mixed)

@@ -1,6 +1,6 @@
 """Held-out losses of whole configurations.
 
-Holds: `Judgement`, `judge`, `paired_interval`.
+Holds: `Judgement`, `judge`, `paired_interval`, `mean_differences`.
 """
 
 import math
@@ -83,20 +83,32 @@ def judge(
 def paired_interval(found: Judgement, other: Judgement) -> tuple[float, float]:
     """The mean paired difference in KL, found minus other, and the half width of its 95% interval, nats per token.
 
-    The blocks are the sample: a ratio estimate, since they differ in length (Cochran, Sampling Techniques, ch. 6).
     The interval is infinite for a single block, and where a loss is.
     """
     if not (math.isfinite(found.kl) and math.isfinite(other.kl)):
         return (0.0 if found.kl == other.kl else found.kl - other.kl), math.inf
-    difference_B = found.kl_B - other.kl_B
-    mean = float(difference_B.sum() / found.tokens_B.sum())
-    if len(difference_B) < 2:
-        return mean, math.inf
-    residual_B = difference_B - mean * found.tokens_B
-    error = math.sqrt(float((residual_B**2).sum()) * len(residual_B) / (len(residual_B) - 1)) / float(
-        found.tokens_B.sum()
-    )
-    return mean, 1.96 * error
+    mean_N, width_N = mean_differences((found.kl_B - other.kl_B)[None], found.tokens_B)
+    return float(mean_N[0]), float(width_N[0])
+
+
+def mean_differences(difference_NB: np.ndarray, tokens_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean differences per token over blocks, and the half widths of their 95% intervals.
+
+    The blocks are the sample: a ratio estimate, since they differ in length (Cochran, Sampling Techniques, ch. 6).
+
+    Args:
+        difference_NB: float64 [N, B], sums per block.
+        tokens_B: tokens per block.
+
+    Returns:
+        float64 [N] each; the intervals are infinite for a single block.
+    """
+    total, blocks = tokens_B.sum(), len(tokens_B)
+    mean_N = difference_NB.sum(1) / total
+    if blocks < 2:
+        return mean_N, np.full(len(difference_NB), np.inf)
+    residual_NB = difference_NB - mean_N[:, None] * tokens_B
+    return mean_N, 1.96 * (np.sqrt((residual_NB**2).sum(1) * blocks / (blocks - 1)) / total)
 
 
 def _exp(value: float) -> float:

@@ -19,10 +19,9 @@ from evoray.run.budgets import refuse_sweep
 from evoray.run.directory import IDENTITY
 from evoray.run.ground import settings_of_run, space_of_run
 from evoray.run.journal import GenerationRow, Journal
+from evoray.run.judge import mean_differences
 from evoray.space import Genotype, Space
 from evoray.store import Location, VariantStore
-
-Z_95 = 1.96
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,6 @@ def compare(group: Group) -> tuple[Counts, Pair | None]:
     Returns:
         The counts, and the worst pair: see `Monotonicity`.
     """
-    total, blocks = int(group.counted_B.sum()), len(group.counted_B)
     order = np.argsort(group.errors_N, kind="stable")
     counts, worst = Counts(), None
     for place, less in enumerate(order):
@@ -182,12 +180,7 @@ def compare(group: Group) -> tuple[Counts, Pair | None]:
         others = others[group.errors_N[others] > group.errors_N[less]]
         if not len(others):
             continue
-        difference_NB = group.losses_NB[less] - group.losses_NB[others]
-        mean_N = difference_NB.sum(1) / total
-        width_N = np.full(len(others), np.inf)
-        if blocks > 1:
-            residual_NB = difference_NB - mean_N[:, None] * group.counted_B
-            width_N = Z_95 * np.sqrt((residual_NB**2).sum(1) * blocks / (blocks - 1)) / total
+        mean_N, width_N = mean_differences(group.losses_NB[less] - group.losses_NB[others], group.counted_B)
         turned_N, clear_N = mean_N > 0, np.abs(mean_N) > width_N
         counts += Counts(len(others), int(turned_N.sum()), int(clear_N.sum()), int((turned_N & clear_N).sum()))
         for among_N in (turned_N & clear_N, turned_N):

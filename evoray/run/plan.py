@@ -15,7 +15,7 @@ from evoray.evolve import LevelSwitch, OnePlusLambda, Rung, rungs
 from evoray.run.ground import Ground, plan_ground
 from evoray.run.loggers import check_loggers
 from evoray.run.named import as_blocks, configuration_of, resolve_sites
-from evoray.run.problem import check_baseline
+from evoray.run.problem import choose_unmeasured
 from evoray.settings import MutationRule, Preset, SearchSettings
 from evoray.space import Genotype
 from evoray.store import Location
@@ -119,7 +119,7 @@ def plan_search(settings: SearchSettings, stage: Callable[[str], object] = lambd
         settings = settings.model_copy(update={"generations": _generations(settings, ground)})
     start = _start(settings, ground) if settings.init is not None and init is None else None
     if init is not None:
-        check_baseline(init, ground, settings)
+        choose_unmeasured(init, ground, settings)
     return SearchPlan(settings, ground, steps, start, init)
 
 

@@ -1,6 +1,6 @@
 """Baselines on real losses: what they ask for is measured by a pool.
 
-Holds: `find_by_baseline`, `check_baseline`, `least_errors`, `Found`.
+Holds: `find_by_baseline`, `choose_unmeasured`, `least_errors`, `Found`.
 """
 
 import contextlib
@@ -116,14 +116,19 @@ class _MeasuresError(Exception):
     """A baseline came so far that it would measure."""
 
 
-def check_baseline(name: str, ground: Ground, settings: ChoiceSettings, *, candidates: int | None = None) -> None:
-    """Sees that a baseline applies, before a worker starts: lets it choose until it would measure.
+def choose_unmeasured(
+    name: str, ground: Ground, settings: ChoiceSettings, *, candidates: int | None = None
+) -> Genotype | None:
+    """What a baseline chooses without measuring, and by that whether it applies, before a worker starts.
 
     Args:
         name: of the baseline.
         ground: what it may choose.
         settings: seed.
         candidates: for methods that count them.
+
+    Returns:
+        None for one that came so far that it would measure.
 
     Raises:
         UserError: it does not apply to this space.
@@ -133,17 +138,14 @@ def check_baseline(name: str, ground: Ground, settings: ChoiceSettings, *, candi
         raise _MeasuresError
 
     with contextlib.suppress(_MeasuresError):
-        find_baseline(name)(_problem(name, ground, settings, candidates, measures, measures))
+        return find_baseline(name)(_problem(name, ground, settings, candidates, measures, measures))
+    return None
 
 
 def least_errors(ground: Ground, settings: ChoiceSettings) -> Genotype | None:
     """The choice of the baseline dp, which measures nothing; None where it does not apply."""
-
-    def measures(*_: object) -> NDArray[np.float64]:
-        raise AssertionError("dp measures nothing")
-
     with contextlib.suppress(UserError):
-        return find_baseline("dp")(_problem("dp", ground, settings, None, measures, measures))
+        return choose_unmeasured("dp", ground, settings)
     return None
 
 

@@ -71,7 +71,7 @@ def sweep(settings: SweepSettings, progress: Progress | None = None) -> Sweep:
     progress = progress or Progress()
     record, budget = _record(settings), settings.swept
     check_folder(record.folder, "a sweep", "--run")
-    folder, searches = record.folder, planned(settings)
+    folder, searches = record.folder, _searches(settings, record)
     _check_budgets([searches[value][0] for value in getattr(settings, budget)])
     record.write()
     found: dict[float, SearchResult] = {}
@@ -105,7 +105,10 @@ def planned(settings: SweepSettings) -> dict[float, tuple[SearchSettings, float 
     Raises:
         UserError: the folder is of a sweep over another kind of budget, or damaged.
     """
-    record = _record(settings)
+    return _searches(settings, _record(settings))
+
+
+def _searches(settings: SweepSettings, record: SweepRecord) -> dict[float, tuple[SearchSettings, float | None]]:
     return {
         value: (_settings_of(settings, value, str(record.run(value)), seed is not None), seed)
         for value, seed in record.seeds.items()
