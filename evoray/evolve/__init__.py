@@ -4,31 +4,57 @@ Holds:
     draws: `rng`, `Purpose`: where every random draw comes from
     mutation: `Mutation`, `LevelSwitch`: children of a parent
     seeding: `random_legal`, `initial`: genotypes to start from
-    race: `Race`, `FixedRace`, `Measurement`, `RaceResult`, `Rung`, `rungs`: who is measured further, and who wins
+    race: `Race`, `Measurement`, `Draw`, `Told`, `RaceResult`, `Rung`, `rungs`: what a race is
+    fixed, halving, sequential: `FixedRace`, `HalvingRace`, `SequentialRace`: who is measured further, and who wins
+    paired: `Difference`, `difference`, `Tally`: losses on the same blocks
+    additive: `AdditiveModel`: what all measurements say of each step
+    proposals: `Proposals`, `Mutants`, `Screened`, `Learned`, `merged`: who races next
     strategy: `OnePlusLambda`, `Outcome`: the search
 
-A new race policy is one more file here, with a class that has what `Race` has.
+A new race policy is one more file here, with a class that has what `Race` has; so is a new way to propose.
 """
 
+from evoray.evolve.additive import AdditiveModel
 from evoray.evolve.draws import Purpose, rng
+from evoray.evolve.fixed import FixedRace
+from evoray.evolve.halving import HalvingRace
 from evoray.evolve.mutation import LevelSwitch, Mutation
-from evoray.evolve.race import FixedRace, Measurement, Race, RaceFactory, RaceResult, Rung, rungs
+from evoray.evolve.paired import Difference, Tally, difference
+from evoray.evolve.proposals import MERGED, Learned, Mutants, Proposals, Screened, merged
+from evoray.evolve.race import Draw, Known, Measurement, Race, RaceFactory, RaceResult, Rung, Told, rungs
 from evoray.evolve.seeding import initial, random_legal
+from evoray.evolve.sequential import Doubts, SequentialRace
 from evoray.evolve.strategy import OnePlusLambda, Outcome
 
 __all__ = [
+    "MERGED",
+    "AdditiveModel",
+    "Difference",
+    "Doubts",
+    "Draw",
     "FixedRace",
+    "HalvingRace",
+    "Known",
+    "Learned",
     "LevelSwitch",
     "Measurement",
+    "Mutants",
     "Mutation",
     "OnePlusLambda",
     "Outcome",
+    "Proposals",
     "Purpose",
     "Race",
     "RaceFactory",
     "RaceResult",
     "Rung",
+    "Screened",
+    "SequentialRace",
+    "Tally",
+    "Told",
+    "difference",
     "initial",
+    "merged",
     "random_legal",
     "rng",
     "rungs",

@@ -19,6 +19,8 @@ class Purpose(IntEnum):
     """Blocks of text on which a rung is measured; `index` is the rung."""
     BASELINE = 4
     """Blocks of text on which a baseline measures."""
+    LASTING = 5
+    """Blocks of text on which children are confirmed, the same in all generations."""
 
 
 def rng(seed: int, generation: int, purpose: Purpose, index: int = 0) -> np.random.Generator:

@@ -1,6 +1,7 @@
 """Who of a generation is measured how far, and who wins.
 
-Holds: `Measurement`, `Race`, `RaceResult`, `RaceFactory`, `Rung`, `rungs`, `FixedRace`.
+Holds: `Draw`, `Measurement`, `Told`, `Race`, `RaceResult`, `Known`, `RaceFactory`, `Rung`, `rungs`, `check_racers`,
+`loss_per_token`. The policies stand beside: `fixed`, `halving`, `sequential`.
 
 A race never measures. It says what it wants measured, is told the losses, and in the end has a result:
 
@@ -12,7 +13,7 @@ Legend: N genotypes, B token blocks.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
@@ -23,8 +24,27 @@ from numpy.typing import NDArray
 from evoray.errors import UserError
 from evoray.space import Genotype
 
+LEAST = 2
+"""Tokens of a measurement at least: one alone predicts nothing."""
+
 Measured = tuple[tuple[Genotype, float], ...]
 """Genotypes in the order they were measured, each with its loss in nats per token; infinite where it has none."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Which blocks of the text a measurement is on.
+
+    Attributes:
+        index: tells the draws of a generation apart: each is a random order of all blocks.
+        skip: blocks of that order that are passed over, because they were measured before. At its end the order begins
+            anew.
+        lasting: the draw is the same in every generation.
+    """
+
+    index: int
+    skip: int = 0
+    lasting: bool = False
 
 
 @dataclass(frozen=True)
@@ -32,15 +52,37 @@ class Measurement:
     """What a race wants to know next.
 
     Attributes:
-        rung: names the draw of batches. All genotypes of a measurement, and of a later one of the same race with
-            the same rung, are measured on the same batches; another rung means a fresh draw.
+        rung: numbers the measurements of a race; one that was passed over is left out.
         genotypes: distinct, N of them.
         tokens: how many tokens each is measured on.
+        draw: all genotypes of a measurement, and of a later one with the same draw, are measured on the same blocks.
+            By default a fresh one for each rung.
     """
 
     rung: int
     genotypes: tuple[Genotype, ...]
     tokens: int
+    draw: Draw | None = None
+
+    @property
+    def drawn(self) -> Draw:
+        """The draw, also where it is the rung's own."""
+        return Draw(self.rung) if self.draw is None else self.draw
+
+
+@dataclass(frozen=True)
+class Told:
+    """A measurement with what came of it.
+
+    Attributes:
+        measurement: that was asked for.
+        losses_NB: float64 [N, B], sums per block in nats; infinite where a candidate has none.
+        tokens_B: int64 [B], tokens each sum is over.
+    """
+
+    measurement: Measurement
+    losses_NB: NDArray[np.float64]
+    tokens_B: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -53,6 +95,8 @@ class RaceResult:
         parent_fitness: the best parent's on the same rung; None in a race without a parent.
         measured: for each rung, who was measured and with which loss; empty for a rung that was passed over.
         kept: all who go on, the winner first and then by loss; the winner alone where nothing is given.
+        doubt: the probability, at most, that a child as good as its parent would have won like this; None where a
+            parent won, or the policy does not ask.
     """
 
     winner: Genotype
@@ -60,6 +104,7 @@ class RaceResult:
     parent_fitness: float | None
     measured: tuple[Measured, ...]
     kept: tuple[Genotype, ...] = ()
+    doubt: float | None = None
 
     def __post_init__(self) -> None:
         if not self.kept:
@@ -100,11 +145,31 @@ class Rung:
     tokens: int
 
 
+@dataclass(frozen=True)
+class Known:
+    """What was measured of a parent on the first blocks of the lasting draw.
+
+    Attributes:
+        losses_B: float64 [B], sums per block in nats.
+        tokens_B: int64 [B], tokens each sum is over.
+        asked: on how many tokens it was measured; a measure may count fewer, such as those that are predicted.
+    """
+
+    losses_B: NDArray[np.float64]
+    tokens_B: NDArray[np.int64]
+    asked: int
+
+
 class RaceFactory(Protocol):
-    """Makes a generation's race; `FixedRace` itself is one."""
+    """Makes a generation's race; each policy itself is one."""
 
     def __call__(
-        self, offspring: Sequence[Genotype], parents: Sequence[Genotype], rungs: Sequence[Rung], /
+        self,
+        offspring: Sequence[Genotype],
+        parents: Sequence[Genotype],
+        rungs: Sequence[Rung],
+        known: Mapping[Genotype, Known],
+        /,
     ) -> Race: ...
 
 
@@ -140,101 +205,20 @@ def _listed(numbers: Sequence[int]) -> str:
     return " ".join(map(str, numbers)) or "(none)"
 
 
-class FixedRace:
-    """The race of EvoPress (arXiv 2410.14649, algorithm 1): a given number of survivors and tokens on each rung.
-
-    Losses are means per token, on a fresh draw of batches per rung; earlier rungs are forgotten. The parents join
-    the last rung, by its position, and its survivors are the next population. What the paper leaves open is settled so:
-
-    - Ties go to the earlier in order, and parents stand first: a child must be strictly better to replace one.
-    - A loss that is NaN or infinite ranks last, and never goes on to another rung. When no child is left, the
-      parents alone are measured on the last rung and stay. Places that nobody with a loss fills are left to parents
-      without one, in their order; so fewer than the last rung's survivors go on only where there were fewer parents.
-    - A rung before the last that would drop nobody is passed over; it decides nothing.
-    - A parent that is among the offspring races with them, and is on the last rung in any case.
-
-    Args:
-        offspring: distinct genotypes; may be empty where there are parents.
-        parents: distinct genotypes, the best first; none for a race that only picks the best of its candidates. When
-            none of these can be measured, the first of them wins with infinite fitness.
-        rungs: at least one. The last names as many survivors as there are parents, or more.
+def check_racers(offspring: Sequence[Genotype], parents: Sequence[Genotype], rungs: Sequence[Rung]) -> None:
+    """Sees that a race can be run.
 
     Raises:
         ValueError: nobody to race, the same genotype twice, or rungs that would lose places of the parents.
     """
-
-    def __init__(self, offspring: Sequence[Genotype], parents: Sequence[Genotype], rungs: Sequence[Rung]) -> None:
-        if not offspring and not parents:
-            raise ValueError("a race needs offspring or a parent")
-        if len(set(offspring)) != len(offspring) or len(set(parents)) != len(parents):
-            raise ValueError("a genotype is twice among the offspring or the parents")
-        if not rungs or any(rung.survivors < 1 or rung.tokens < 1 for rung in rungs):
-            raise ValueError(f"rungs {list(rungs)} must each have survivors and tokens")
-        if rungs[-1].survivors < len(parents):
-            raise ValueError(f"the last of rungs {list(rungs)} must have as many survivors as there are parents")
-        self._parents = tuple(parents)
-        self._rungs = tuple(rungs)
-        self._first = (*self._parents, *offspring)[0]
-        self._left = list(offspring)
-        self._measured: list[Measured] = []
-        self._result: RaceResult | None = None
-        self._enter_rung()
-
-    def ask(self) -> Measurement | None:
-        """See `Race`."""
-        if self._result is not None:
-            return None
-        rung = len(self._measured)
-        return Measurement(rung, tuple(self._left), self._rungs[rung].tokens)
-
-    def tell(self, losses_NB: NDArray[np.float64], tokens_B: NDArray[np.int64]) -> None:
-        """See `Race`.
-
-        Raises:
-            RuntimeError: nothing was asked for any more.
-            ValueError: losses or tokens of another shape, or no token.
-        """
-        if self._result is not None:
-            raise RuntimeError("the race is decided; it asked for no more losses")
-        losses = loss_per_token(losses_NB, tokens_B)
-        if len(losses) != len(self._left):
-            raise ValueError(f"losses of {len(losses)} genotypes were told, of {len(self._left)} asked for")
-        rung = self._rungs[len(self._measured)]
-        measured = tuple(zip(self._left, losses, strict=True))
-        self._measured.append(measured)
-        # sorted() is stable, so ties keep their order.
-        best = sorted((entry for entry in measured if math.isfinite(entry[1])), key=lambda entry: entry[1])
-        self._left = [genotype for genotype, _ in best[: rung.survivors]]
-        if len(self._measured) == len(self._rungs):
-            self._finish(dict(measured))
-        else:
-            self._enter_rung()
-
-    @property
-    def result(self) -> RaceResult:
-        """See `Race`."""
-        if self._result is None:
-            raise RuntimeError(f"the race waits for losses of rung {len(self._measured)}")
-        return self._result
-
-    def _enter_rung(self) -> None:
-        last = len(self._rungs) - 1
-        while len(self._measured) < last and len(self._left) <= self._rungs[len(self._measured)].survivors:
-            self._measured.append(())
-        if len(self._measured) < last:
-            return
-        if self._parents:
-            self._left = [*self._parents, *(genotype for genotype in self._left if genotype not in self._parents)]
-        elif not self._left:
-            self._finish({})
-
-    def _finish(self, losses: dict[Genotype, float]) -> None:
-        unmeasured = [parent for parent in self._parents if parent not in self._left and math.isinf(losses[parent])]
-        kept = tuple([*self._left, *unmeasured][: self._rungs[-1].survivors]) or (self._first,)
-        winner = kept[0]
-        parent_fitness = min(losses[parent] for parent in self._parents) if self._parents else None
-        measured = tuple(self._measured) + ((),) * (len(self._rungs) - len(self._measured))
-        self._result = RaceResult(winner, losses.get(winner, math.inf), parent_fitness, measured, kept)
+    if not offspring and not parents:
+        raise ValueError("a race needs offspring or a parent")
+    if len(set(offspring)) != len(offspring) or len(set(parents)) != len(parents):
+        raise ValueError("a genotype is twice among the offspring or the parents")
+    if not rungs or any(rung.survivors < 1 or rung.tokens < 1 for rung in rungs):
+        raise ValueError(f"rungs {list(rungs)} must each have survivors and tokens")
+    if rungs[-1].survivors < len(parents):
+        raise ValueError(f"the last of rungs {list(rungs)} must have as many survivors as there are parents")
 
 
 def loss_per_token(losses_NB: NDArray[np.float64], tokens_B: NDArray[Any]) -> list[float]:

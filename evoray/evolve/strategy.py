@@ -3,24 +3,25 @@
 Holds: `Outcome`, `OnePlusLambda`.
 
     while not strategy.stop:
-        race = strategy.ask()
+        race, told = strategy.ask(), []
         while (measurement := race.ask()) is not None:
-            race.tell(*measure(measurement))
-        strategy.tell(strategy.outcome(race.result))
+            told.append(Told(measurement, *measure(measurement)))
+            race.tell(told[-1].losses_NB, told[-1].tokens_B)
+        strategy.tell(strategy.outcome(race.result), told)
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from evoray.errors import UserError
 from evoray.evolve.draws import Purpose, rng
+from evoray.evolve.fixed import FixedRace
 from evoray.evolve.mutation import Mutation
-from evoray.evolve.race import FixedRace, Race, RaceFactory, RaceResult, Rung
+from evoray.evolve.paired import Tally
+from evoray.evolve.proposals import REPEATS, Mutants, Proposals
+from evoray.evolve.race import Known, Race, RaceFactory, RaceResult, Rung, Told
 from evoray.evolve.seeding import initial
 from evoray.space import Genotype, Space
-
-_REPEATS = 200
-"""Draws in a row that may give nothing new before a generation is left with the offspring it has."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class OnePlusLambda:
     target in bits); else the winner of a race over random legal genotypes on the first rung's tokens, which is
     generation 0. Other generations count from 1.
 
-    With a population of more than one, each offspring is a mutation of a parent drawn uniformly, all parents are on the
+    With a population of more than one, all parents are on the
     last rung, and its survivors are the next population. Generation 0 then always races: the start, if there is one,
     among random legal genotypes, of whom the best go on. There are fewer than asked where a space has hardly more.
 
@@ -71,6 +72,8 @@ class OnePlusLambda:
         race: makes the races.
         population: how many parents there are; the last rung must have as many survivors.
         initial_tokens: on how many tokens the race for the start is; by default those of the first rung.
+        proposals: makes the offspring; by default mutants, as in the paper.
+        patience: generations in a row without a new best parent after which to stop; None to go on.
 
     Raises:
         UserError: counts below their least, or a start that is not legal.
@@ -90,6 +93,8 @@ class OnePlusLambda:
         race: RaceFactory = FixedRace,
         population: int = 1,
         initial_tokens: int | None = None,
+        proposals: Proposals | None = None,
+        patience: int | None = None,
     ) -> None:
         if offspring < 1 or generations < 0 or initial_candidates < 1 or seed < 0:
             raise UserError(
@@ -107,10 +112,14 @@ class OnePlusLambda:
             raise UserError(f"initial tokens {initial_tokens} measure nothing; give 1 or more")
         if start is not None and not space.is_legal(start):
             raise UserError(f"the start costs {space.cost(start)}, above the limit {space.limit}; give one within it")
+        if patience is not None and patience < 1:
+            raise UserError(f"patience {patience} would stop before the first generation; give 1 or more")
         self._space = space
         self._count = offspring
+        self._proposals = Mutants(space, mutation) if proposals is None else proposals
+        self._patience, self._in_vain = patience, 0
+        self._known: dict[Genotype, Known] = {}
         self._rungs = tuple(rungs)
-        self._mutation = mutation
         self._seed = seed
         self._generations = generations
         self._initial_candidates = initial_candidates
@@ -152,6 +161,11 @@ class OnePlusLambda:
         return self._fitness
 
     @property
+    def learns(self) -> bool:
+        """Whether `tell` must be given what was measured, also when a recorded search is told again."""
+        return self._proposals.learns
+
+    @property
     def stop(self) -> bool:
         """Whether there is nothing more to ask."""
         return self.reason is not None
@@ -163,8 +177,10 @@ class OnePlusLambda:
             return None
         if self._generation > self._generations:
             return f"all {self._generations} generations are done"
+        if self._patience is not None and self._in_vain >= self._patience:
+            return f"{self._in_vain} generations in a row found nothing better"
         if not self._offspring():
-            return f"no legal neighbour of {self._named} was found in {_REPEATS} draws of generation {self._generation}"
+            return f"no legal neighbour of {self._named} was found in {REPEATS} draws of generation {self._generation}"
         return None
 
     def ask(self) -> Race:
@@ -175,17 +191,21 @@ class OnePlusLambda:
         """
         if not self._population:
             rung = Rung(self._size, self._initial_tokens)
-            return self._race(self._candidates(), (), (rung,))
+            return self._race(self._candidates(), (), (rung,), {})
         if (reason := self.reason) is not None:
             raise RuntimeError(f"the search has stopped: {reason}")
-        return self._race(self._offspring(), self._population, self._rungs)
+        return self._race(self._offspring(), self._population, self._rungs, self._known)
 
     def outcome(self, result: RaceResult) -> Outcome:
         """What to record of the current generation's race, and to tell."""
         return Outcome(self._generation, result.winner, result.fitness, result.kept)
 
-    def tell(self, outcome: Outcome) -> None:
+    def tell(self, outcome: Outcome, told: Sequence[Told] = ()) -> None:
         """Goes on to the next generation.
+
+        Args:
+            outcome: of the race.
+            told: all that it measured, in order; needed where `learns` says so.
 
         Raises:
             ValueError: the outcome of another generation, a winner that is not legal, or a population that can't be.
@@ -201,6 +221,9 @@ class OnePlusLambda:
                 f"the population told for generation {outcome.generation} must be at most {self._size} legal "
                 "genotypes, all different and the winner first"
             )
+        self._proposals.learn(told)
+        self._known = _known(whole, self._known, told)
+        self._in_vain = self._in_vain + 1 if self._population[:1] == whole[:1] else 0
         self._population = whole
         self._fitness = outcome.fitness
         self._generation += 1
@@ -220,20 +243,23 @@ class OnePlusLambda:
         """Drawn when first needed: telling a long journal draws nothing."""
         if self._drawn is None:
             draws = rng(self._seed, self._generation, Purpose.OFFSPRING)
-            found: dict[Genotype, None] = {}
-            repeats = 0
-            while len(found) < self._count and repeats < _REPEATS:
-                # A single parent takes no draw.
-                number = int(draws.integers(len(self._population))) if len(self._population) > 1 else 0
-                child = self._mutation(self._space, self._population[number], draws)
-                if child is None or child in self._population or child in found:
-                    repeats += 1
-                else:
-                    found[child] = None
-                    repeats = 0
-            self._drawn = tuple(found)
+            self._drawn = self._proposals.offspring(self._population, self._count, draws)
         return self._drawn
 
 
 def _plain(genotype: Sequence[int]) -> Genotype:
     return tuple(int(index) for index in genotype)
+
+
+def _known(
+    population: Sequence[Genotype], before: Mapping[Genotype, Known], told: Sequence[Told]
+) -> dict[Genotype, Known]:
+    """What there is of each parent on the first blocks of the lasting draw."""
+    tally = Tally()
+    for genotype, known in before.items():
+        tally.add([genotype], known.losses_B[None], known.tokens_B, known.asked)
+    for each in told:
+        asked = each.measurement
+        if asked.drawn.lasting:
+            tally.add(asked.genotypes, each.losses_NB, each.tokens_B, asked.tokens)
+    return {genotype: tally.known(genotype) for genotype in population if tally.blocks(genotype)}

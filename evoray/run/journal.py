@@ -1,6 +1,6 @@
 """What a run measured and decided, a generation at a time.
 
-Holds: `Journal`, `GenerationRecord`, `GenerationRow`.
+Holds: `Journal`, `GenerationRecord`, `GenerationRow`, `Measurements`.
 
 A generation exists from the moment generations.parquet names it. Everything else of it (its evaluations, its batches)
 is written before, and what a crash left behind unnamed is ignored and written again.
@@ -10,6 +10,7 @@ import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from evoray.errors import UserError
-from evoray.evolve import Outcome
+from evoray.evolve import Draw, Measurement, Outcome
 from evoray.space import Genotype
 from evoray.store import Location
 from evoray.tokens import Batch
@@ -36,6 +37,7 @@ class GenerationRow:
         fitness: the winner's loss on the last rung, nats per token.
         parent_fitness: the parent's on the same tokens; None where there was none.
         accepted: a child won.
+        doubt: the probability, at most, that one as good as its parent would have; None where the race doesn't say.
         bits, bpw, size, sparsity: of the winner; size in bytes.
         candidates: genotypes measured.
         tokens: candidate tokens measured.
@@ -53,6 +55,7 @@ class GenerationRow:
     fitness: float
     parent_fitness: float | None
     accepted: bool
+    doubt: float | None
     bits: float
     bpw: float
     size: int
@@ -80,6 +83,7 @@ _ROW_SCHEMA = pa.schema(
         ("fitness", pa.float64()),
         ("parent_fitness", pa.float64()),
         ("accepted", pa.bool_()),
+        ("doubt", pa.float64()),
         ("bits", pa.float64()),
         ("bpw", pa.float64()),
         ("size", pa.int64()),
@@ -98,6 +102,9 @@ _BATCH_SCHEMA = pa.schema(
     [
         ("generation", pa.int32()),
         ("rung", pa.int16()),
+        ("draw", pa.int32()),
+        ("skip", pa.int32()),
+        ("lasting", pa.bool_()),
         ("batch", pa.int32()),
         ("blocks", pa.list_(pa.int32())),
         ("cuts", pa.list_(pa.int32())),
@@ -125,21 +132,23 @@ class GenerationRecord:
     candidates: set[Genotype] = field(default_factory=set)
     tokens: int = 0
 
-    def add(self, rung: int, genotypes: Sequence[Genotype], batches: Sequence[Batch], losses_NB: np.ndarray) -> None:
+    def add(self, measurement: Measurement, batches: Sequence[Batch], losses_NB: np.ndarray) -> None:
         """Takes one measurement.
 
         Args:
-            rung: names the draw of batches.
-            genotypes: N of them.
+            measurement: what was asked for, of N genotypes.
             batches: what they were measured on.
             losses_NB: float64 [N, B], sums in nats per block, blocks in the order of the batches.
         """
-        first = 0
+        first, rung, genotypes, draw = 0, measurement.rung, measurement.genotypes, measurement.drawn
         for number, batch in enumerate(batches):
             self.batches.append(
                 {
                     "generation": self.generation,
                     "rung": rung,
+                    "draw": draw.index,
+                    "skip": draw.skip,
+                    "lasting": draw.lasting,
                     "batch": number,
                     "blocks": batch.blocks,
                     "cuts": batch.cuts,
@@ -160,6 +169,21 @@ class GenerationRecord:
             first = last
         self.candidates |= set(genotypes)
         self.tokens += len(genotypes) * sum(batch.tokens for batch in batches)
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What was asked for, and what came of it.
+
+    Attributes:
+        measurement: genotypes (N), tokens and draw.
+        cuts: tokens of each block.
+        losses_NB: float64 [N, B], sums in nats.
+    """
+
+    measurement: Measurement
+    cuts: tuple[int, ...]
+    losses_NB: np.ndarray
 
 
 class Journal:
@@ -223,6 +247,30 @@ class Journal:
         if hashlib.sha256(data).hexdigest() != row.sha256:
             raise self.damaged(f"{row.evaluations} has another checksum")
         return pa.ipc.open_file(pa.py_buffer(data)).read_all()
+
+    def measurements(self, row: GenerationRow) -> list["Measurements"]:
+        """What a generation measured, in order.
+
+        Raises:
+            UserError: it is missing, or not what was written.
+        """
+        batches: dict[int, list[dict[str, Any]]] = {}
+        for batch in self.batches(row.generation).to_pylist():
+            batches.setdefault(batch["rung"], []).append(batch)
+        losses: dict[int, dict[Genotype, list[float]]] = {}
+        # Batches of a rung stand one after the other, each with all genotypes in the order in which they were asked.
+        for each in self.evaluations(row).to_pylist():
+            losses.setdefault(each["rung"], {}).setdefault(tuple(each["genotype"]), []).extend(each["losses"])
+        found = []
+        for rung, there in sorted(batches.items()):
+            cuts = tuple(cut for batch in there for cut in batch["cuts"])
+            genotypes = tuple(losses.get(rung, {}))
+            if not genotypes or any(len(losses_B) != len(cuts) for losses_B in losses[rung].values()):
+                raise self.damaged(f"{row.evaluations} does not fit {BATCHES}")
+            draw = Draw(there[0]["draw"], there[0]["skip"], there[0]["lasting"])
+            measurement = Measurement(rung, genotypes, sum(cuts), draw)
+            found.append(Measurements(measurement, cuts, np.array(list(losses[rung].values()))))
+        return found
 
     @property
     def tokens(self) -> int:

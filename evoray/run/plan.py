@@ -6,18 +6,35 @@ Holds: `SearchPlan`, `plan_search`.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from evoray.baselines import BASELINES
 from evoray.configuration import DROPPED
 from evoray.errors import UserError
-from evoray.evolve import LevelSwitch, OnePlusLambda, Rung, rungs
+from evoray.evolve import (
+    MERGED,
+    FixedRace,
+    HalvingRace,
+    Learned,
+    LevelSwitch,
+    Mutants,
+    Mutation,
+    OnePlusLambda,
+    Proposals,
+    RaceFactory,
+    Rung,
+    Screened,
+    SequentialRace,
+    merged,
+    rungs,
+)
 from evoray.run.ground import Ground, plan_ground
 from evoray.run.loggers import check_loggers
 from evoray.run.named import as_blocks, configuration_of, resolve_sites
 from evoray.run.problem import choose_unmeasured
-from evoray.settings import MutationRule, Preset, SearchSettings
-from evoray.space import Genotype
+from evoray.settings import MutationRule, Preset, ProposalRule, RacePolicy, SearchSettings
+from evoray.space import Genotype, Space
 from evoray.store import Location
 
 USUAL_GENERATIONS = 150
@@ -31,6 +48,9 @@ _DECIDING = (
     "initial_tokens",
     "mutation",
     "switches",
+    "race",
+    "proposals",
+    "merge",
 )
 """Settings that decide a search beside those that decide any result."""
 
@@ -59,13 +79,17 @@ class SearchPlan:
         Args:
             start: `self.start`, or what the baseline found.
         """
-        settings = self.settings
+        settings, space = self.settings, self.ground.space
         assert settings.generations is not None
+        mutation = LevelSwitch(equal_steps=settings.mutation is MutationRule.equal_steps, maximum=settings.switches)
         return OnePlusLambda(
-            self.ground.space,
+            space,
             offspring=settings.offspring,
             rungs=self.rungs,
-            mutation=LevelSwitch(equal_steps=settings.mutation is MutationRule.equal_steps, maximum=settings.switches),
+            mutation=mutation,
+            race=_race(settings, space),
+            proposals=_PROPOSALS[settings.proposals](space, mutation),
+            patience=settings.patience,
             seed=settings.seed,
             generations=settings.generations,
             initial_candidates=settings.initial_candidates,
@@ -84,10 +108,35 @@ class SearchPlan:
     @property
     def generation_tokens(self) -> int:
         """Candidate tokens of a generation at most."""
-        counts = [self.settings.offspring, *(rung.survivors for rung in self.rungs)]
-        entering = counts[:-1]
-        entering[-1] += self.settings.population  # the parents join the last rung
-        return sum(count * rung.tokens for count, rung in zip(entering, self.rungs, strict=True))
+        settings, parents = self.settings, self.settings.population
+        entering = [settings.offspring, *(rung.survivors for rung in self.rungs[:-1])]
+        tokens = [rung.tokens for rung in self.rungs]
+        if settings.race is RacePolicy.fixed:
+            entering[-1] += parents  # they join the last rung
+            return sum(count * each for count, each in zip(entering, tokens, strict=True))
+        more = [after - before for before, after in zip([0, *tokens], tokens, strict=False)]
+        entering = [count + parents for count in entering]
+        if settings.race is RacePolicy.sequential:
+            # The last rung is on text of its own, and the parents were measured there when they won.
+            more[-1] = tokens[-1]
+            entering[0] += MERGED if settings.merge else 0
+        return sum(count * each for count, each in zip(entering, more, strict=True))
+
+
+_PROPOSALS: dict[ProposalRule, Callable[[Space, Mutation], Proposals]] = {
+    ProposalRule.mutation: Mutants,
+    ProposalRule.screened: Screened,
+    ProposalRule.learned: Learned,
+}
+
+
+def _race(settings: SearchSettings, space: Space) -> RaceFactory:
+    if settings.race is RacePolicy.fixed:
+        return FixedRace
+    if settings.race is RacePolicy.halving:
+        return HalvingRace
+    merge = partial(merged, space) if settings.merge else None
+    return partial(SequentialRace, merge=merge)
 
 
 def plan_search(settings: SearchSettings, stage: Callable[[str], object] = lambda text: None) -> SearchPlan:

@@ -15,7 +15,7 @@ from evoray.baselines import Baseline, uniform
 from evoray.cluster import Pool, WorkerSpec
 from evoray.cluster.capacity import HostMemory
 from evoray.errors import UserError
-from evoray.evolve import Measurement, OnePlusLambda, Purpose, RaceResult, rng
+from evoray.evolve import Measurement, OnePlusLambda, Purpose, RaceResult, Told, rng
 from evoray.run.best import SearchResult, best_record, judged_candidates
 from evoray.run.directory import RunDirectory
 from evoray.run.journal import GenerationRecord, GenerationRow, Journal
@@ -118,10 +118,24 @@ def _replayed(plan: SearchPlan, journal: Journal, start: Genotype | None) -> One
     strategy = plan.strategy(start)
     try:
         for row in journal.rows:
-            strategy.tell(row.outcome)
+            strategy.tell(row.outcome, _told(plan, journal, row) if strategy.learns else ())
     except ValueError as error:
         raise journal.damaged(str(error)) from None
     return strategy
+
+
+def _told(plan: SearchPlan, journal: Journal, row: GenerationRow) -> list[Told]:
+    """What a generation measured, as its race was told."""
+    return [
+        Told(each.measurement, _ranked(plan, each.losses_NB), plan.ground.fitness.counted(each.cuts))
+        for each in journal.measurements(row)
+    ]
+
+
+def _ranked(plan: SearchPlan, losses_NB: np.ndarray) -> np.ndarray:
+    """Losses as a race takes them: the smallest is best. Who looks for the worst tells it the negative."""
+    sign = -1.0 if plan.settings.invert else 1.0
+    return np.where(np.isfinite(losses_NB), sign * losses_NB, np.inf)
 
 
 def _start_of_baseline(
@@ -170,7 +184,6 @@ class _Driver:
         self.plan, self.ground, self.run, self.journal, self.start = plan, plan.ground, run, journal, start
         self.teacher, self.command = teacher, command
         self.strategy, self.pool, self.progress = _replayed(plan, journal, start), pool, progress
-        # A race takes the smallest loss; who looks for the worst tells it the negative.
         self.sign = -1.0 if plan.settings.invert else 1.0
         self.began = time.monotonic()
 
@@ -183,12 +196,13 @@ class _Driver:
             began = time.monotonic()
             self.pool.busy.take()  # what the teacher or the start took is of no generation
             record, lost = GenerationRecord(self.strategy.generation), self.pool.lost
-            race = self.strategy.ask()
+            race, told = self.strategy.ask(), []
             while (wanted := race.ask()) is not None:
-                race.tell(*self._measure(text, wanted, record))
+                told.append(self._measure(text, wanted, record))
+                race.tell(told[-1].losses_NB, told[-1].tokens_B)
             row = self._row(race.result, record, time.monotonic() - began, self.pool.lost - lost)
             self.journal.commit(record, row)
-            self.strategy.tell(row.outcome)
+            self.strategy.tell(row.outcome, told)
             self.run.write_best(self._best(row))
             self.progress.generation(row, self.strategy.generations)
         return reason
@@ -215,20 +229,19 @@ class _Driver:
             progress=self.progress.stage("teacher"),
         )
 
-    def _measure(
-        self, text: TaughtText, wanted: Measurement, record: GenerationRecord
-    ) -> tuple[np.ndarray, np.ndarray]:
-        settings = self.plan.settings
-        draws = rng(settings.seed, record.generation, Purpose.BATCHES, wanted.rung)
-        batches = draw_batches(text.text, wanted.tokens, draws, settings.tokens_per_pass)
+    def _measure(self, text: TaughtText, wanted: Measurement, record: GenerationRecord) -> Told:
+        settings, draw = self.plan.settings, wanted.drawn
+        purpose, generation = (Purpose.LASTING, 0) if draw.lasting else (Purpose.BATCHES, record.generation)
+        draws = rng(settings.seed, generation, purpose, draw.index)
+        batches = draw_batches(text.text, wanted.tokens, draws, settings.tokens_per_pass, skip=draw.skip)
         share = self.progress.step(f"generation {record.generation}, rung {wanted.rung + 1}")
         losses_NB = self.pool.measure(
             self.ground.space.rows(wanted.genotypes), text.works(batches), self.ground.fitness, share
         )
         share(1.0)
-        record.add(wanted.rung, wanted.genotypes, batches, losses_NB)
-        ranked_NB = np.where(np.isfinite(losses_NB), self.sign * losses_NB, np.inf)
-        return ranked_NB, self.ground.fitness.counted([cut for batch in batches for cut in batch.cuts])
+        record.add(wanted, batches, losses_NB)
+        counted_B = self.ground.fitness.counted([cut for batch in batches for cut in batch.cuts])
+        return Told(wanted, _ranked(self.plan, losses_NB), counted_B)
 
     def _row(self, result: RaceResult, record: GenerationRecord, seconds: float, lost: int) -> GenerationRow:
         costs = self.ground.space.summary(result.winner)
@@ -240,6 +253,7 @@ class _Driver:
             fitness=self.sign * result.fitness,
             parent_fitness=None if result.parent_fitness is None else self.sign * result.parent_fitness,
             accepted=result.winner != self.strategy.parent,
+            doubt=result.doubt,
             bits=costs.bits,
             bpw=costs.bpw,
             size=costs.size,

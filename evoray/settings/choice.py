@@ -19,6 +19,8 @@ from evoray.settings.fields import (
     MutationRule,
     Names,
     Preset,
+    ProposalRule,
+    RacePolicy,
     TextSettings,
     WorkSettings,
     flag,
@@ -134,6 +136,19 @@ class SearchSettings(ChoiceSettings):
         MutationRule.budget, description="Switches: any within the budget, or of equal cost steps."
     )
     switches: int = Field(3, ge=1, le=MOST, description="Most level switches of an offspring.")
+    race: RacePolicy = Field(
+        RacePolicy.sequential,
+        description="Who is measured how far: the paper's fixed draws, paired halving, or paired sequential tests.",
+    )
+    proposals: ProposalRule = Field(
+        ProposalRule.learned,
+        description="Offspring: the paper's mutation, mutants screened by an additive model of all measurements, or "
+        "choices learned by it.",
+    )
+    merge: bool = Field(False, description="Merge a generation's improving offspring into new ones of the same race.")
+    patience: int | None = Field(
+        None, ge=1, le=MOST, description="Stop after so many generations in a row without a better one. Default: never."
+    )
     max_hours: float | None = Field(None, gt=0, description="Stop after so many hours; the run can go on later.")
     max_tokens: int | None = Field(
         None, gt=0, description="Stop after so many candidate tokens; the run can go on later."
@@ -144,6 +159,12 @@ class SearchSettings(ChoiceSettings):
         "Needs pip install 'evoray[NAME]'. Default: nowhere.",
     )
     dry_run: bool = Field(False, description="Say what it would take, and stop.")
+
+    @model_validator(mode="after")
+    def _merged_when_sequential(self) -> Self:
+        if self.merge and self.race is not RacePolicy.sequential:
+            raise ValueError(f"--merge needs --race sequential, not {self.race.value}; leave out one of them")
+        return self
 
     @model_validator(mode="after")
     def _papers_budget(self) -> Self:

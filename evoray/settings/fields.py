@@ -95,6 +95,24 @@ class MutationRule(StrEnum):
     equal_steps = "equal-steps"
 
 
+class RacePolicy(StrEnum):
+    """Who is measured how far. `fixed`: the paper's, on fresh draws. `halving`: paired and cumulative. `sequential`:
+    paired tests after each look, and a child wins only on text that did not choose it."""
+
+    fixed = "fixed"
+    halving = "halving"
+    sequential = "sequential"
+
+
+class ProposalRule(StrEnum):
+    """Where offspring come from. `mutation`: blind, as in the paper. `screened`: of several mutants the most promising.
+    `learned`: the best choices by what all measurements say of each gene."""
+
+    mutation = "mutation"
+    screened = "screened"
+    learned = "learned"
+
+
 class Settings(BaseModel):
     """Common ground: frozen, and an unknown key is an error."""
 

@@ -8,7 +8,14 @@ from typing import Any
 
 from evoray.settings.fields import Preset
 
-_PAPER = {"offspring": 128, "survivors": (16, 4, 1), "tokens": (2048, 16384, 131072), "switches": 3}
+_PAPER = {
+    "offspring": 128,
+    "survivors": (16, 4, 1),
+    "tokens": (2048, 16384, 131072),
+    "switches": 3,
+    "race": "fixed",
+    "proposals": "mutation",
+}
 
 PRESETS: dict[Preset, dict[str, dict[str, Any]]] = {
     # Section 4 and the appendix of the paper, by what the budget is: untied layers, switches of equal steps, sequences

@@ -11,6 +11,7 @@ Holds:
     levels: genes over the levels of a store; depth: genes that drop sublayers or blocks, `drop_units`
     kinds: `make_space`, `kind_defaults`: the space of a kind of store
     quantization, sparsity, joint: the kinds; `quantization_space`
+    knapsack: `cheapest`, the best legal genotypes of sums over genes
     judging: `judging_rows`
 
 A new kind of search is one more file here, named as its stores name their kind, with `space` and `DEFAULTS`.
@@ -23,6 +24,7 @@ from evoray.space.depth import drop_units
 from evoray.space.gene import Gene, Genotype
 from evoray.space.judging import judging_rows
 from evoray.space.kinds import kind_defaults, make_space
+from evoray.space.knapsack import cheapest
 from evoray.space.priced import (
     BareLayer,
     BareManifest,
@@ -53,6 +55,7 @@ __all__ = [
     "Space",
     "Tie",
     "Wanted",
+    "cheapest",
     "configuration_costs",
     "drop_units",
     "judging_rows",

@@ -78,7 +78,9 @@ class Batch:
         return ids
 
 
-def draw_batches(text: TokenText, tokens: int, rng: np.random.Generator, rows_tokens: int) -> list[Batch]:
+def draw_batches(
+    text: TokenText, tokens: int, rng: np.random.Generator, rows_tokens: int, skip: int = 0
+) -> list[Batch]:
     """Draws blocks at random, without replacement, until exactly `tokens` tokens are together.
 
     Every block is drawn whole but the last, which is cut to the total. Where that would leave it one token, which
@@ -89,6 +91,7 @@ def draw_batches(text: TokenText, tokens: int, rng: np.random.Generator, rows_to
         tokens: Total without padding, 2 to `text.tokens`.
         rng: Decides the order; the same state gives the same batches.
         rows_tokens: Most tokens of a batch with padding; a longer block is a batch of its own.
+        skip: Blocks of the order that are passed over. Behind its last block the order begins anew.
 
     Raises:
         UserError: More tokens than the text has, or less than 2.
@@ -102,7 +105,8 @@ def draw_batches(text: TokenText, tokens: int, rng: np.random.Generator, rows_to
         raise UserError(f"{tokens} tokens predict nothing; ask for at least {SHORTEST_CUT}")
     drawn: list[tuple[int, int]] = []
     left = tokens
-    for block in rng.permutation(len(text.blocks)).tolist():
+    order = np.roll(rng.permutation(len(text.blocks)), -skip)
+    for block in order.tolist():
         cut = cut_to(len(text.blocks[block]), left, SHORTEST_CUT)
         drawn.append((block, cut))
         left -= cut

@@ -1,0 +1,217 @@
+"""Who races next: offspring of the parents, drawn blindly, screened by what was learned, or taken from it.
+
+Holds: `Proposals`, `Mutants`, `Screened`, `Learned`, `merged`, `MERGED`.
+
+Legend: G genes, S draws.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evoray.evolve.additive import AdditiveModel
+from evoray.evolve.mutation import Mutation
+from evoray.evolve.race import Told
+from evoray.space import Genotype, Space, cheapest
+
+REPEATS = 200
+"""Draws in a row that may give nothing new before a generation is left with the offspring it has."""
+
+MERGED = 4
+"""New candidates that are merged from a generation's improving offspring, at most."""
+
+
+class Proposals(Protocol):
+    """Makes a generation's offspring. It never measures."""
+
+    learns: bool
+    """Whether `learn` has to be told everything that was measured."""
+
+    def learn(self, told: Sequence[Told]) -> None:
+        """Takes what a generation measured."""
+        ...
+
+    def offspring(self, parents: Sequence[Genotype], count: int, rng: np.random.Generator) -> tuple[Genotype, ...]:
+        """Distinct legal genotypes that are none of the parents; fewer than asked for where hardly more are found."""
+        ...
+
+
+class Mutants:
+    """Mutations of a parent drawn uniformly, as in the paper.
+
+    Args:
+        space: what may be chosen.
+        mutation: makes a child.
+    """
+
+    learns = False
+
+    def __init__(self, space: Space, mutation: Mutation) -> None:
+        self._space, self._mutation = space, mutation
+
+    def learn(self, told: Sequence[Told]) -> None:
+        """Nothing is learned."""
+
+    def offspring(self, parents: Sequence[Genotype], count: int, rng: np.random.Generator) -> tuple[Genotype, ...]:
+        """See `Proposals`."""
+
+        def child() -> Genotype | None:
+            # A single parent takes no draw.
+            number = int(rng.integers(len(parents))) if len(parents) > 1 else 0
+            return self._mutation(self._space, parents[number], rng)
+
+        return distinct(child, parents, count)
+
+
+class Screened:
+    """Of several mutants per place the one that a draw of the additive model likes best (Thompson sampling).
+
+    Args:
+        space: what may be chosen.
+        mutation: makes a child.
+        mutants: that are drawn for each place.
+    """
+
+    learns = True
+
+    def __init__(self, space: Space, mutation: Mutation, mutants: int = 8) -> None:
+        self._space, self._model, self._mutants = space, AdditiveModel(space), mutants
+        self._blind = Mutants(space, mutation)
+
+    def learn(self, told: Sequence[Told]) -> None:
+        """See `Proposals`."""
+        _learn(self._model, told)
+
+    def offspring(self, parents: Sequence[Genotype], count: int, rng: np.random.Generator) -> tuple[Genotype, ...]:
+        """See `Proposals`."""
+        pool = self._blind.offspring(parents, count * self._mutants, rng)
+        if not self._model.candidates or len(pool) <= count:
+            return pool[:count]
+        losses_SGK = self._model.losses(self._model.draws(count, rng))
+        genes = np.arange(len(self._space.genes))
+        left = list(pool)
+        found = []
+        for losses_GK in losses_SGK:
+            best = int(np.argmin(losses_GK[genes, np.array(left)].sum(axis=1)))
+            found.append(left.pop(best))
+        return tuple(found)
+
+
+class Learned:
+    """The best choice of each of many draws of the additive model (Thompson sampling), and of its mean.
+
+    A draw is a guess at what every step of every gene does to the loss, as wide as the measurements leave open; the
+    best choice by it is found by dynamic programming, or where a space has more rules than budgets, by the best of
+    mutants, again and again. Where choices are worth little more than what is known already, draws agree, and mutations
+    of the parents fill the places. Before anything is known, offspring are several mutations away from the parents, for
+    each then tells of many genes.
+
+    Args:
+        space: what may be chosen.
+        mutation: makes a child.
+    """
+
+    learns = True
+
+    def __init__(self, space: Space, mutation: Mutation) -> None:
+        self._space, self._mutation, self._model = space, mutation, AdditiveModel(space)
+        self._blind = Mutants(space, mutation)
+
+    def learn(self, told: Sequence[Told]) -> None:
+        """See `Proposals`."""
+        _learn(self._model, told)
+
+    def offspring(self, parents: Sequence[Genotype], count: int, rng: np.random.Generator) -> tuple[Genotype, ...]:
+        """See `Proposals`."""
+        if not self._model.candidates:
+            return distinct(lambda: self._far(parents[0], rng), parents, count)
+        found: dict[Genotype, None] = {}
+        # Half as many draws again as places: where they still agree, there is little to learn from more.
+        effects_SP = np.concatenate([self._model.mean(), self._model.draws(count + count // 2, rng)])
+        for genotype in self._best(self._model.losses(effects_SP), parents, rng):
+            if genotype not in parents:
+                found.setdefault(genotype)
+        chosen = tuple(found)[:count]
+        more = self._blind.offspring((*parents, *chosen), count - len(chosen), rng) if len(chosen) < count else ()
+        return (*chosen, *more)
+
+    def _far(self, parent: Genotype, rng: np.random.Generator) -> Genotype | None:
+        """Several mutations away."""
+        child: Genotype | None = None
+        for _ in range(int(rng.integers(1, max(3, len(parent) // 8 + 1)))):
+            child = self._mutation(self._space, child or parent, rng) or child
+        return child
+
+    def _best(
+        self, losses_SGK: NDArray[np.float64], parents: Sequence[Genotype], rng: np.random.Generator
+    ) -> list[Genotype]:
+        """For each table the genotype of the least sum, or one that is hard to better."""
+        if not self._space.switches_G.any():
+            found = [tuple(levels_G.tolist()) for levels_G in cheapest(self._space, losses_SGK)]
+            if all(map(self._space.is_legal, found)):
+                return found
+        return [self._climbed(losses_GK, parents[0], rng) for losses_GK in losses_SGK]
+
+    def _climbed(self, losses_GK: NDArray[np.float64], parent: Genotype, rng: np.random.Generator) -> Genotype:
+        genes, owner_G = np.arange(len(parent)), self._space.owner_G
+        last_G = np.array(self._space.highest())
+
+        def total(genotype: Genotype) -> float:
+            levels_G = np.array(genotype)
+            silent_G = (owner_G >= 0) & (levels_G[owner_G] == 0)
+            return float(losses_GK[genes, np.where(silent_G, last_G, levels_G)].sum())
+
+        best, least = parent, total(parent)
+        for _ in range(8):
+            pool = self._blind.offspring((best,), 24, rng)
+            sums = [total(genotype) for genotype in pool]
+            if not sums or min(sums) >= least:
+                break
+            least, best = min(sums), pool[int(np.argmin(sums))]
+        return best
+
+
+def _learn(model: AdditiveModel, told: Sequence[Told]) -> None:
+    for each in told:
+        model.learn(each.measurement.genotypes, each.losses_NB, each.tokens_B)
+
+
+def distinct(draw: Callable[[], Genotype | None], parents: Sequence[Genotype], count: int) -> tuple[Genotype, ...]:
+    """Draws until there are so many that differ from each other and from the parents, or nothing new comes."""
+    found: dict[Genotype, None] = {}
+    repeats = 0
+    while len(found) < count and repeats < REPEATS:
+        child = draw()
+        if child is None or child in parents or child in found:
+            repeats += 1
+        else:
+            found[child] = None
+            repeats = 0
+    return tuple(found)
+
+
+def merged(space: Space, parent: Genotype, better: Sequence[Genotype], most: int = MERGED) -> tuple[Genotype, ...]:
+    """New candidates that make the changes of several children at once.
+
+    Beginning with each of the first children, the others are taken in order as long as they change other genes and the
+    whole stays legal.
+
+    Args:
+        space: what may be chosen.
+        parent: of the children, or the one they are compared with.
+        better: children that beat it, the best first.
+        most: of the new candidates.
+    """
+    found: dict[Genotype, None] = {}
+    for first in range(min(len(better), most)):
+        whole = better[first]
+        for other in (*better[:first], *better[first + 1 :]):
+            free = all(now == old or then == old for now, then, old in zip(whole, other, parent, strict=True))
+            both = tuple(then if then != old else now for now, then, old in zip(whole, other, parent, strict=True))
+            if free and space.is_legal(both):
+                whole = both
+        if whole not in better and whole != parent:
+            found.setdefault(whole)
+    return tuple(found)
