@@ -77,7 +77,9 @@ class AdditiveModel:
         # A few blocks tell little of each candidate's spread, so its usual size is taken for all.
         variance_N = (rest_NB**2).sum(axis=1) * blocks / max(1, blocks - 1) / total**2
         usual = float(np.median(variance_N)) if blocks > 1 else float(np.median(above_N) ** 2) / 16
-        weight_N = 1 / (usual + (_MISFIT * above_N) ** 2 + 1e-30)
+        # Losses are known to no more digits than sums of floats have.
+        least = (1e-6 * float(np.abs(loss_N).max())) ** 2 + 1e-30
+        weight_N = 1 / (usual + (_MISFIT * above_N) ** 2 + least)
         steps_NP = self._steps(np.array([g for g, known in zip(genotypes, finite_N, strict=True) if known]))
         steps_NP = steps_NP - np.average(steps_NP, axis=0, weights=weight_N)
         loss_N = loss_N - np.average(loss_N, weights=weight_N)
@@ -130,12 +132,14 @@ class AdditiveModel:
             usual_P = (scale_GJ * usual_J).ravel()
             gene_P = np.repeat(np.arange(self._shape[0]), self._shape[1])
             step_P = np.tile(np.arange(self._shape[1]), self._shape[0])
+            unit = _SHARED * float(usual_P.max())
             # Prior covariance: shared by step, by gene, and of its own.
             prior_PP = (_SHARED**2 * (step_P[:, None] == step_P) + _OWN_GENE**2 * (gene_P[:, None] == gene_P)) * (
                 usual_P[:, None] * usual_P
             )
-            prior_PP[np.diag_indices(len(usual_P))] += (_OWN_STEP * usual_P) ** 2 + (1e-6 * usual_P.max()) ** 2
-            root_PP = np.linalg.cholesky(prior_PP)
+            prior_PP[np.diag_indices(len(usual_P))] += (_OWN_STEP * usual_P) ** 2 + (1e-3 * usual_P.max()) ** 2
+            # In units of the largest prior deviation, so that nothing underflows.
+            root_PP = unit * np.linalg.cholesky(prior_PP / unit**2)
             inner_PP = np.eye(len(usual_P)) + root_PP.T @ self._precision_PP @ root_PP
             inner_root_PP = np.linalg.cholesky(inner_PP)
             half_PP = np.linalg.solve(inner_root_PP, root_PP.T)

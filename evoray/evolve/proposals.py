@@ -72,12 +72,13 @@ class Screened:
         space: what may be chosen.
         mutation: makes a child.
         mutants: that are drawn for each place.
+        model: that is learned elsewhere; by default one of its own.
     """
 
     learns = True
 
-    def __init__(self, space: Space, mutation: Mutation, mutants: int = 8) -> None:
-        self._space, self._model, self._mutants = space, AdditiveModel(space), mutants
+    def __init__(self, space: Space, mutation: Mutation, mutants: int = 8, model: AdditiveModel | None = None) -> None:
+        self._space, self._model, self._mutants = space, model or AdditiveModel(space), mutants
         self._blind = Mutants(space, mutation)
 
     def learn(self, told: Sequence[Told]) -> None:
@@ -100,13 +101,13 @@ class Screened:
 
 
 class Learned:
-    """The best choice of each of many draws of the additive model (Thompson sampling), and of its mean.
+    """The best choices by draws of the additive model (Thompson sampling) and by its mean, and screened mutants.
 
     A draw is a guess at what every step of every gene does to the loss, as wide as the measurements leave open; the
     best choice by it is found by dynamic programming, or where a space has more rules than budgets, by the best of
-    mutants, again and again. Where choices are worth little more than what is known already, draws agree, and mutations
-    of the parents fill the places. Before anything is known, offspring are several mutations away from the parents, for
-    each then tells of many genes.
+    mutants, again and again. These take half of the places, or fewer where draws agree. The others are mutants of the
+    parents, screened by the same model: what genes do together no sum tells, and near the parent it matters least.
+    Before anything is known, offspring are several mutations away from the parents, for each then tells of many genes.
 
     Args:
         space: what may be chosen.
@@ -117,7 +118,7 @@ class Learned:
 
     def __init__(self, space: Space, mutation: Mutation) -> None:
         self._space, self._mutation, self._model = space, mutation, AdditiveModel(space)
-        self._blind = Mutants(space, mutation)
+        self._blind, self._near = Mutants(space, mutation), Screened(space, mutation, model=self._model)
 
     def learn(self, told: Sequence[Told]) -> None:
         """See `Proposals`."""
@@ -128,14 +129,15 @@ class Learned:
         if not self._model.candidates:
             return distinct(lambda: self._far(parents[0], rng), parents, count)
         found: dict[Genotype, None] = {}
+        places = count - count // 2
         # Half as many draws again as places: where they still agree, there is little to learn from more.
-        effects_SP = np.concatenate([self._model.mean(), self._model.draws(count + count // 2, rng)])
+        effects_SP = np.concatenate([self._model.mean(), self._model.draws(places + places // 2, rng)])
         for genotype in self._best(self._model.losses(effects_SP), parents, rng):
             if genotype not in parents:
                 found.setdefault(genotype)
-        chosen = tuple(found)[:count]
-        more = self._blind.offspring((*parents, *chosen), count - len(chosen), rng) if len(chosen) < count else ()
-        return (*chosen, *more)
+        chosen = tuple(found)[:places]
+        near = self._near.offspring(parents, count, rng)
+        return (*chosen, *(genotype for genotype in near if genotype not in chosen))[:count]
 
     def _far(self, parent: Genotype, rng: np.random.Generator) -> Genotype | None:
         """Several mutations away."""

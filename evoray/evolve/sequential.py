@@ -164,13 +164,12 @@ class SequentialRace:
             more = done if done and more >= done + LEAST else more
             self._ask(racing, more, Draw(0, tally.blocks(racing[0])))
             return
-        self._leave()
-        if self._rung == 0 and self._merge is not None and self._parents and self._children:
+        if self._rung == 0 and self._merge is not None and self._parents:
             merge, self._merge = self._merge, None
-            new = self._merged(merge)
-            if new:
+            if new := self._merged(merge):
                 self._children += new
                 return
+        self._leave()
         self._children = self._ranked(self._children)[: rung.survivors]
         self._rung += 1
 

@@ -147,7 +147,7 @@ def test_generations_end_it(space_of):
 def test_a_policy_of_races_can_be_put_in(space_of):
     made = []
 
-    def one_rung(offspring, parents, stages):
+    def one_rung(offspring, parents, stages, known):
         made.append(parents)
         return FixedRace(offspring, parents, stages[-1:])
 
