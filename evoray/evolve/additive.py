@@ -141,6 +141,8 @@ class AdditiveModel:
             # In units of the largest prior deviation, so that nothing underflows.
             root_PP = unit * np.linalg.cholesky(prior_PP / unit**2)
             inner_PP = np.eye(len(usual_P)) + root_PP.T @ self._precision_PP @ root_PP
+            # What many precise measurements say of one direction leaves rounding errors in the others.
+            inner_PP[np.diag_indices(len(usual_P))] += 1e-10 * inner_PP.diagonal().max()
             inner_root_PP = np.linalg.cholesky(inner_PP)
             half_PP = np.linalg.solve(inner_root_PP, root_PP.T)
             self._posterior = half_PP.T @ (half_PP @ self._evidence_P), half_PP
