@@ -137,11 +137,11 @@ class SearchSettings(ChoiceSettings):
     )
     switches: int = Field(3, ge=1, le=MOST, description="Most level switches of an offspring.")
     race: RacePolicy = Field(
-        RacePolicy.sequential,
+        RacePolicy.fixed,
         description="Who is measured how far: the paper's fixed draws, paired halving, or paired sequential tests.",
     )
     proposals: ProposalRule = Field(
-        ProposalRule.learned,
+        ProposalRule.mutation,
         description="Offspring: the paper's mutation, mutants screened by an additive model of all measurements, or "
         "choices learned by it.",
     )

@@ -9,7 +9,7 @@ import pytest
 from searches import Material
 
 from evoray.errors import UserError
-from evoray.evolve import FixedRace
+from evoray.evolve import FixedRace, Measurement
 from evoray.fitness import Fitness
 from evoray.run.journal import GenerationRecord, GenerationRow, Journal
 from evoray.run.plan import plan_search
@@ -75,6 +75,7 @@ def row_of(generation: int) -> GenerationRow:
         population=((0, 1), (1, 1)),
         fitness=float("inf"),
         parent_fitness=None,
+        doubt=None,
         accepted=True,
         bits=3.0,
         bpw=3.5,
@@ -94,7 +95,7 @@ def row_of(generation: int) -> GenerationRow:
 def record_of(generation: int) -> GenerationRecord:
     record = GenerationRecord(generation)
     batches = [Batch("t", (0, 3), (4, 2), 4), Batch("t", (1,), (3,), 3)]
-    record.add(0, [(0, 1), (1, 1)], batches, np.array([[1.0, 2.0, generation], [np.inf, 4.0, 5.0]]))
+    record.add(Measurement(0, ((0, 1), (1, 1)), 8), batches, np.array([[1.0, 2.0, generation], [np.inf, 4.0, 5.0]]))
     return record
 
 
