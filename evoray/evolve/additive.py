@@ -19,7 +19,7 @@ _MISFIT = 0.15
 
 _OWN_GENE, _OWN_STEP = 1.0, 0.5
 """Prior standard deviations of a gene's own factor and of a step's own deviation, as shares of the usual effect of the
-step. On recorded losses, half and twice as much made no difference beyond noise."""
+step."""
 
 _SHARED = 10.0
 """The same of the effects that all genes share: nearly free."""
@@ -43,9 +43,9 @@ class AdditiveModel:
         costs_GK = space.costs_GK
         self._there_GJ = costs_GK[:, 1:] >= 0
         steps_GJ = np.where(self._there_GJ, costs_GK[:, 1:] - costs_GK[:, :-1], 0).astype(np.float64)
-        largest_R = np.array([steps_GJ[space.budget_G == budget].max(initial=1.0) for budget in space.budget_G])
+        largest_G = np.array([steps_GJ[space.budget_G == budget].max(initial=1.0) for budget in space.budget_G])
         # A step that costs nothing in its budget may still change the loss.
-        self._scale_P = np.where(self._there_GJ, np.maximum(steps_GJ / largest_R[:, None], 1e-3), 0.0).ravel()
+        self._scale_P = np.where(self._there_GJ, np.maximum(steps_GJ / largest_G[:, None], 1e-3), 0.0).ravel()
         self._shape = steps_GJ.shape
         count = steps_GJ.size
         self._precision_PP = np.zeros((count, count))
@@ -107,6 +107,12 @@ class AdditiveModel:
         zeros_SG1 = np.zeros((*effects_SGJ.shape[:2], 1))
         return np.concatenate([zeros_SG1, np.cumsum(effects_SGJ, axis=2)], axis=2)
 
+    def sums(self, losses_GK: NDArray[np.float64], genotypes: Sequence[Genotype]) -> NDArray[np.float64]:
+        """What a table of `losses` adds up to for each genotype, float64 [N]."""
+        levels_NG = self._counted(np.array(genotypes, dtype=np.int64))
+        sums_N: NDArray[np.float64] = losses_GK[np.arange(levels_NG.shape[1]), levels_NG].sum(axis=1)
+        return sums_N
+
     def mean(self) -> NDArray[np.float64]:
         """The expected effects of all steps, float64 [1, P], in nats per token."""
         return self._fit()[0][None]
@@ -116,13 +122,16 @@ class AdditiveModel:
         mean_P, root_PP = self._fit()
         return mean_P + rng.standard_normal((count, len(mean_P))) @ root_PP
 
-    def _steps(self, genotypes_NG: NDArray[np.int64]) -> NDArray[np.float64]:
-        """float64 [N, P]: 1 for each step below a level."""
+    def _counted(self, genotypes_NG: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The levels that count: of silent genes the highest."""
         owner_G = self.space.owner_G
         silent_NG = (owner_G >= 0) & (genotypes_NG[:, owner_G] == 0)
-        levels_NG = np.where(silent_NG, self._shape[1], genotypes_NG)
-        below_NGJ = (levels_NG[:, :, None] > np.arange(self._shape[1])) & self._there_GJ
-        return below_NGJ.reshape(len(genotypes_NG), -1).astype(np.float64)
+        return np.where(silent_NG, np.array(self.space.highest()), genotypes_NG)
+
+    def _steps(self, genotypes_NG: NDArray[np.int64]) -> NDArray[np.float64]:
+        """float64 [N, P]: 1 for each step below a level."""
+        below_NGJ = self._counted(genotypes_NG)[:, :, None] > np.arange(self._shape[1])
+        return (below_NGJ & self._there_GJ).reshape(len(genotypes_NG), -1).astype(np.float64)
 
     def _fit(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean and a root R of the covariance, R.T @ R."""
@@ -152,10 +161,10 @@ class AdditiveModel:
         """Of each step the usual size of its effect, per unit of scale: float64 [J]."""
         if not self.candidates:
             return np.ones(self._shape[1])
-        size_J = np.trace(self._shared_JJ) / self._shape[1]
-        shared_J = np.linalg.solve(self._shared_JJ + np.eye(self._shape[1]) * (1e-9 * size_J + 1e-300), self._shared_J)
+        size = np.trace(self._shared_JJ) / self._shape[1]
+        shared_J = np.linalg.solve(self._shared_JJ + np.eye(self._shape[1]) * (1e-9 * size + 1e-300), self._shared_J)
         ones_J = np.ones(self._shape[1])
-        if ones_J @ self._shared_JJ @ ones_J < 0.01 * self._shape[1] ** 2 * size_J:
+        if ones_J @ self._shared_JJ @ ones_J < 0.01 * self._shape[1] ** 2 * size:
             # Totals are (nearly) the same for all, so a price on cost itself can't be seen. Of all that explain the
             # losses alike, take the one where the least useful step is useless.
             shared_J = shared_J - shared_J.max()

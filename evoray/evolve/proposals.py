@@ -26,9 +26,6 @@ MERGED = 4
 class Proposals(Protocol):
     """Makes a generation's offspring. It never measures."""
 
-    learns: bool
-    """Whether `learn` has to be told everything that was measured."""
-
     def learn(self, told: Sequence[Told]) -> None:
         """Takes what a generation measured."""
         ...
@@ -45,8 +42,6 @@ class Mutants:
         space: what may be chosen.
         mutation: makes a child.
     """
-
-    learns = False
 
     def __init__(self, space: Space, mutation: Mutation) -> None:
         self._space, self._mutation = space, mutation
@@ -75,8 +70,6 @@ class Screened:
         model: that is learned elsewhere; by default one of its own.
     """
 
-    learns = True
-
     def __init__(self, space: Space, mutation: Mutation, mutants: int = 8, model: AdditiveModel | None = None) -> None:
         self._space, self._model, self._mutants = space, model or AdditiveModel(space), mutants
         self._blind = Mutants(space, mutation)
@@ -91,13 +84,8 @@ class Screened:
         if not self._model.candidates or len(pool) <= count:
             return pool[:count]
         losses_SGK = self._model.losses(self._model.draws(count, rng))
-        genes = np.arange(len(self._space.genes))
         left = list(pool)
-        found = []
-        for losses_GK in losses_SGK:
-            best = int(np.argmin(losses_GK[genes, np.array(left)].sum(axis=1)))
-            found.append(left.pop(best))
-        return tuple(found)
+        return tuple(left.pop(int(np.argmin(self._model.sums(losses_GK, left)))) for losses_GK in losses_SGK)
 
 
 class Learned:
@@ -113,8 +101,6 @@ class Learned:
         space: what may be chosen.
         mutation: makes a child.
     """
-
-    learns = True
 
     def __init__(self, space: Space, mutation: Mutation) -> None:
         self._space, self._mutation, self._model = space, mutation, AdditiveModel(space)
@@ -157,21 +143,13 @@ class Learned:
         return [self._climbed(losses_GK, parents[0], rng) for losses_GK in losses_SGK]
 
     def _climbed(self, losses_GK: NDArray[np.float64], parent: Genotype, rng: np.random.Generator) -> Genotype:
-        genes, owner_G = np.arange(len(parent)), self._space.owner_G
-        last_G = np.array(self._space.highest())
-
-        def total(genotype: Genotype) -> float:
-            levels_G = np.array(genotype)
-            silent_G = (owner_G >= 0) & (levels_G[owner_G] == 0)
-            return float(losses_GK[genes, np.where(silent_G, last_G, levels_G)].sum())
-
-        best, least = parent, total(parent)
+        best, least = parent, float(self._model.sums(losses_GK, [parent])[0])
         for _ in range(8):
             pool = self._blind.offspring((best,), 24, rng)
-            sums = [total(genotype) for genotype in pool]
-            if not sums or min(sums) >= least:
+            sums_N = self._model.sums(losses_GK, pool) if pool else np.array([np.inf])
+            if sums_N.min() >= least:
                 break
-            least, best = min(sums), pool[int(np.argmin(sums))]
+            least, best = float(sums_N.min()), pool[int(np.argmin(sums_N))]
         return best
 
 

@@ -200,9 +200,9 @@ class SequentialRace:
         finite = [genotype for genotype in genotypes if math.isfinite(self._chosen_on.mean(genotype))]
         return sorted(finite, key=self._chosen_on.mean)
 
-    def _weakest(self, tally: Tally) -> Genotype:
-        """The parent that a child would replace."""
-        return max(self._parents, key=tally.mean)
+    def _weakest(self, tally: Tally, blocks: int | None = None) -> Genotype:
+        """The parent that a child would replace, by its first blocks or by all."""
+        return max(self._parents, key=lambda parent: tally.mean(parent, blocks))
 
     # Confirming
 
@@ -231,7 +231,7 @@ class SequentialRace:
     def _judge(self, tally: Tally, *, over: bool) -> None:
         """One look: who wins, who leaves, who is measured further."""
         blocks = min(tally.blocks(genotype) for genotype in (*self._parents, *self._children))
-        weakest = max(self._parents, key=lambda parent: tally.mean(parent, blocks))
+        weakest = self._weakest(tally, blocks)
         level = tally.mean(weakest, blocks)
         ranked = sorted(self._children, key=lambda child: tally.mean(child, blocks))
         apart = {child: tally.apart(child, weakest) for child in ranked}

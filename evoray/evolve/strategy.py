@@ -53,9 +53,9 @@ class OnePlusLambda:
     target in bits); else the winner of a race over random legal genotypes on the first rung's tokens, which is
     generation 0. Other generations count from 1.
 
-    With a population of more than one, all parents are on the
-    last rung, and its survivors are the next population. Generation 0 then always races: the start, if there is one,
-    among random legal genotypes, of whom the best go on. There are fewer than asked where a space has hardly more.
+    With a population of more than one, all parents are on the last rung, and its survivors are the next population.
+    Generation 0 then always races: the start, if there is one, among random legal genotypes, of whom the best go on.
+    There are fewer than asked where a space has hardly more.
 
     It holds no generator: what a generation draws depends only on seed, generation and the parents, so asking again
     gives the same offspring. Offspring are distinct and none is a parent.
@@ -161,11 +161,6 @@ class OnePlusLambda:
         return self._fitness
 
     @property
-    def learns(self) -> bool:
-        """Whether `tell` must be given what was measured, also when a recorded search is told again."""
-        return self._proposals.learns
-
-    @property
     def stop(self) -> bool:
         """Whether there is nothing more to ask."""
         return self.reason is not None
@@ -205,7 +200,7 @@ class OnePlusLambda:
 
         Args:
             outcome: of the race.
-            told: all that it measured, in order; needed where `learns` says so.
+            told: all that it measured, in order; without it proposals learn nothing, and nothing is known of parents.
 
         Raises:
             ValueError: the outcome of another generation, a winner that is not legal, or a population that can't be.

@@ -99,6 +99,17 @@ class SearchPlan:
         )
 
     @property
+    def sign(self) -> float:
+        """Of losses in races, which take the smallest: who looks for the worst tells them the negative."""
+        return -1.0 if self.settings.invert else 1.0
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the search goes on from what was measured, not from outcomes alone."""
+        settings = self.settings
+        return settings.proposals is not ProposalRule.mutation or settings.race is RacePolicy.sequential
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What decides the result. Not in it: workers, addresses, paths, limits, and how many generations: a run
         goes on when that is raised."""

@@ -78,6 +78,7 @@ def search(settings: SearchSettings, progress: Progress | None = None, shared: S
     with RunDirectory(settings.run) as run:
         run.settle(plan.identity, plan.settings.model_dump(mode="json"))
         journal, start = Journal(run.location), plan.start if plan.init is None else run.start()
+        strategy = None
         if plan.init is None or start is not None:
             strategy = _replayed(plan, journal, start)
             reason = _why_stop(settings, journal, strategy)
@@ -101,7 +102,8 @@ def search(settings: SearchSettings, progress: Progress | None = None, shared: S
                 start = _start_of_baseline(plan, seed or plan.init, run, pool, told)
             teacher = run / "teacher" if shared is None else shared.teacher
             command = shared.command if shared is not None else None
-            driver = _Driver(plan, run, journal, start, teacher, command, pool, told)
+            strategy = strategy or _replayed(plan, journal, start)
+            driver = _Driver(plan, run, journal, strategy, start, teacher, command, pool, told)
             reason = driver.evolve()
             return SearchResult(str(run.location), driver.conclude(), reason)
 
@@ -118,7 +120,7 @@ def _replayed(plan: SearchPlan, journal: Journal, start: Genotype | None) -> One
     strategy = plan.strategy(start)
     try:
         for row in journal.rows:
-            strategy.tell(row.outcome, _told(plan, journal, row) if strategy.learns else ())
+            strategy.tell(row.outcome, _told(plan, journal, row) if plan.remembers else ())
     except ValueError as error:
         raise journal.damaged(str(error)) from None
     return strategy
@@ -133,9 +135,8 @@ def _told(plan: SearchPlan, journal: Journal, row: GenerationRow) -> list[Told]:
 
 
 def _ranked(plan: SearchPlan, losses_NB: np.ndarray) -> np.ndarray:
-    """Losses as a race takes them: the smallest is best. Who looks for the worst tells it the negative."""
-    sign = -1.0 if plan.settings.invert else 1.0
-    return np.where(np.isfinite(losses_NB), sign * losses_NB, np.inf)
+    """Losses as a race takes them: the smallest is best, and what is no number counts as infinitely bad."""
+    return np.where(np.isfinite(losses_NB), plan.sign * losses_NB, np.inf)
 
 
 def _start_of_baseline(
@@ -175,6 +176,7 @@ class _Driver:
         plan: SearchPlan,
         run: RunDirectory,
         journal: Journal,
+        strategy: OnePlusLambda,
         start: Genotype | None,
         teacher: Location,
         command: str | None,
@@ -183,8 +185,7 @@ class _Driver:
     ) -> None:
         self.plan, self.ground, self.run, self.journal, self.start = plan, plan.ground, run, journal, start
         self.teacher, self.command = teacher, command
-        self.strategy, self.pool, self.progress = _replayed(plan, journal, start), pool, progress
-        self.sign = -1.0 if plan.settings.invert else 1.0
+        self.strategy, self.pool, self.progress = strategy, pool, progress
         self.began = time.monotonic()
 
     def evolve(self) -> str:
@@ -250,8 +251,8 @@ class _Driver:
             generation=record.generation,
             winner=result.winner,
             population=result.kept,
-            fitness=self.sign * result.fitness,
-            parent_fitness=None if result.parent_fitness is None else self.sign * result.parent_fitness,
+            fitness=self.plan.sign * result.fitness,
+            parent_fitness=None if result.parent_fitness is None else self.plan.sign * result.parent_fitness,
             accepted=result.winner != self.strategy.parent,
             doubt=result.doubt,
             bits=costs.bits,

@@ -4,6 +4,8 @@ from functools import partial
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from evoray.evolve import (
     AdditiveModel,
@@ -136,25 +138,31 @@ def test_offspring_are_distinct_legal_and_new(space, proposals):
         makes.learn([told((parent, *offspring), loss, generation)])
 
 
-def test_learned_offspring_where_genes_silence_others(switched_space):
-    from hypothesis import given, settings
-    from hypothesis import strategies as st
+@pytest.mark.parametrize("proposals", [Learned, Screened])
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_offspring_where_genes_silence_others(switched_space, proposals, data):
+    space = data.draw(switched_space)
+    makes = proposals(space, LevelSwitch())
+    start = initial(space, 8, np.random.default_rng(0))
+    values = np.random.default_rng(1).random((len(space.genes), 8))
+    makes.learn([told(start, lambda g: float(sum(values[i, level] for i, level in enumerate(g))))])
+    offspring = makes.offspring(start[:1], 6, np.random.default_rng(2))
+    assert all(map(space.is_legal, offspring))
+    assert len(set(offspring)) == len(offspring)
+    assert start[0] not in offspring
 
-    @settings(max_examples=40, deadline=None)
-    @given(st.data())
-    def check(data):
-        space = data.draw(switched_space)
-        makes = Learned(space, LevelSwitch())
-        start = initial(space, 8, np.random.default_rng(0))
-        values = np.random.default_rng(1).random((len(space.genes), 8))
-        each = told(start, lambda g: float(sum(values[i, level] for i, level in enumerate(g))))
-        makes.learn([each])
-        offspring = makes.offspring(start[:1], 6, np.random.default_rng(2))
-        assert all(map(space.is_legal, offspring))
-        assert len(set(offspring)) == len(offspring)
-        assert start[0] not in offspring
 
-    check()
+@settings(max_examples=40, deadline=None)
+@given(st.data(), st.integers(0, 2**32))
+def test_sums_count_silent_genes_at_their_highest(switched_space, data, seed):
+    space = data.draw(switched_space)
+    genotypes = initial(space, 6, np.random.default_rng(seed))
+    table_GK = np.random.default_rng(seed).standard_normal(space.costs_GK.shape)
+    for genotype, found in zip(genotypes, AdditiveModel(space).sums(table_GK, genotypes), strict=True):
+        levels = zip(genotype, space.silent(genotype), space.highest(), strict=True)
+        counted = [top if silent else level for level, silent, top in levels]
+        assert found == pytest.approx(sum(table_GK[gene, level] for gene, level in enumerate(counted)))
 
 
 def test_merging_makes_the_changes_of_several_children_at_once(space_of):

@@ -35,6 +35,30 @@ def test_the_whole_run_is_one_worth_comparing(whole: dict[str, Any]) -> None:
     assert len({row["sha256"] for row in whole["generations"]}) == 5
 
 
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"race": "halving", "proposals": "screened"},
+        {"race": "sequential", "proposals": "mutation"},
+        {"race": "sequential", "proposals": "learned", "merge": True},
+        {"race": "sequential", "proposals": "learned", "population": 2, "survivors": (4, 2)},
+        {"race": "sequential", "proposals": "learned", "invert": True, "fitness": "perplexity"},
+    ],
+    ids=lambda rules: "-".join(map(str, rules.values())),
+)
+def test_what_a_search_learned_is_there_again_when_it_goes_on(
+    pool: LocalPool, material: Material, tmp_path: Path, rules: dict[str, Any]
+) -> None:
+    search(material.settings(tmp_path / "whole", **rules))
+    for generations in range(5):
+        search(material.settings(tmp_path / "cut", generations=generations, **rules))
+    whole, cut = bits_of(tmp_path / "whole"), bits_of(tmp_path / "cut")
+    assert whole["generations"] == cut["generations"]
+    assert {key: value for key, value in whole["best"].items() if key != "command"} == {
+        key: value for key, value in cut["best"].items() if key != "command"
+    }
+
+
 class _KilledError(BaseException):
     """Nothing in the package may catch it, as nothing catches a killed process."""
 
