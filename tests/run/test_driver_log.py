@@ -16,7 +16,7 @@ from evoray.run.search import search
 from evoray.store import Location
 
 ROW = GenerationRow(
-    3, (1, 0), ((1, 0),), 0.25, 0.5, True, 2.5, 2.75, 1000, 0.0, 8, 4096, 1.5, 1, (1.0,), ("(0, 0)",), "", ""
+    3, (1, 0), ((1, 0),), 0.25, 0.5, True, 0.01, 2.5, 2.75, 1000, 0.0, 8, 4096, 1.5, 1, (1.0,), ("(0, 0)",), "", ""
 )
 
 
