@@ -7,14 +7,14 @@ Holds:
     race: `Race`, `Measurement`, `Draw`, `Told`, `RaceResult`, `Rung`, `rungs`: what a race is
     fixed, halving, sequential: `FixedRace`, `HalvingRace`, `SequentialRace`: who is measured further, and who wins
     paired: `Difference`, `difference`, `Tally`: losses on the same blocks
-    additive: `AdditiveModel`: what all measurements say of each step
+    additive: `AdditiveModel`, `Lessons`: what all measurements say of each step
     proposals: `Proposals`, `Mutants`, `Screened`, `Learned`, `merged`: who races next
     strategy: `OnePlusLambda`, `Outcome`: the search
 
 A new race policy is one more file here, with a class that has what `Race` has; so is a new way to propose.
 """
 
-from evoray.evolve.additive import AdditiveModel
+from evoray.evolve.additive import AdditiveModel, Lessons
 from evoray.evolve.draws import Purpose, rng
 from evoray.evolve.fixed import FixedRace
 from evoray.evolve.halving import HalvingRace
@@ -36,6 +36,7 @@ __all__ = [
     "HalvingRace",
     "Known",
     "Learned",
+    "Lessons",
     "LevelSwitch",
     "Measurement",
     "Mutants",

@@ -1,18 +1,21 @@
 """What all measurements together say of each step of each gene, were the loss a sum over genes.
 
-Holds: `AdditiveModel`.
+Holds: `AdditiveModel`, `Lessons`.
 
 It is not: the whole model is measured because such sums mislead. So it only proposes, and never decides.
 
 Legend: N candidates, G genes, K levels, P steps (of gene g from level k-1 to k), S draws.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evoray.space import Genotype, Space
+
+Lessons = Mapping[str, NDArray[np.float64]]
+"""All that a model learned, by name: what another one over the same genes can begin with."""
 
 _MISFIT = 0.15
 """Standard deviation of what interactions add, as a share of how far a candidate's loss is from the best beside it."""
@@ -36,9 +39,13 @@ class AdditiveModel:
 
     Args:
         space: genes and costs.
+        lessons: that it begins with, of a model over the same genes and costs; limits may differ.
+
+    Raises:
+        ValueError: lessons of other genes.
     """
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: Space, lessons: Lessons | None = None) -> None:
         self.space = space
         costs_GK = space.costs_GK
         self._there_GJ = costs_GK[:, 1:] >= 0
@@ -55,6 +62,28 @@ class AdditiveModel:
         self._between = [0.0, 0.0]
         self.candidates = 0
         self._posterior: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+        if lessons is not None:
+            mine = self.lessons
+            if any(name not in lessons or lessons[name].shape != there.shape for name, there in mine.items()):
+                raise ValueError(f"lessons of other genes than the {self._shape[0]} with {self._shape[1]} steps each")
+            self._precision_PP = lessons["precision_PP"].copy()
+            self._evidence_P = lessons["evidence_P"].copy()
+            self._shared_JJ = lessons["shared_JJ"].copy()
+            self._shared_J = lessons["shared_J"].copy()
+            self._between = lessons["between"].tolist()
+            self.candidates = int(lessons["candidates"])
+
+    @property
+    def lessons(self) -> Lessons:
+        """What another model can begin with: sums over all that was learned."""
+        return {
+            "precision_PP": self._precision_PP.copy(),
+            "evidence_P": self._evidence_P.copy(),
+            "shared_JJ": self._shared_JJ.copy(),
+            "shared_J": self._shared_J.copy(),
+            "between": np.array(self._between),
+            "candidates": np.array(float(self.candidates)),
+        }
 
     def learn(self, genotypes: Sequence[Genotype], losses_NB: NDArray[np.float64], tokens_B: NDArray[np.int64]) -> None:
         """Takes a measurement; candidates without a finite loss say nothing.

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from evoray.evolve.additive import AdditiveModel
+from evoray.evolve.additive import AdditiveModel, Lessons
 from evoray.evolve.mutation import Mutation
 from evoray.evolve.race import Told
 from evoray.space import Genotype, Space, cheapest
@@ -28,6 +28,11 @@ class Proposals(Protocol):
 
     def learn(self, told: Sequence[Told]) -> None:
         """Takes what a generation measured."""
+        ...
+
+    @property
+    def lessons(self) -> Lessons | None:
+        """What another search over the same genes can begin with; None where nothing is learned."""
         ...
 
     def offspring(self, parents: Sequence[Genotype], count: int, rng: np.random.Generator) -> tuple[Genotype, ...]:
@@ -48,6 +53,11 @@ class Mutants:
 
     def learn(self, told: Sequence[Told]) -> None:
         """Nothing is learned."""
+
+    @property
+    def lessons(self) -> None:
+        """There are none."""
+        return None
 
     def offspring(self, parents: Sequence[Genotype], count: int, rng: np.random.Generator) -> tuple[Genotype, ...]:
         """See `Proposals`."""
@@ -78,6 +88,11 @@ class Screened:
         """See `Proposals`."""
         _learn(self._model, told)
 
+    @property
+    def lessons(self) -> Lessons:
+        """See `Proposals`."""
+        return self._model.lessons
+
     def offspring(self, parents: Sequence[Genotype], count: int, rng: np.random.Generator) -> tuple[Genotype, ...]:
         """See `Proposals`."""
         pool = self._blind.offspring(parents, count * self._mutants, rng)
@@ -100,15 +115,21 @@ class Learned:
     Args:
         space: what may be chosen.
         mutation: makes a child.
+        model: of what is known before; by default nothing.
     """
 
-    def __init__(self, space: Space, mutation: Mutation) -> None:
-        self._space, self._mutation, self._model = space, mutation, AdditiveModel(space)
+    def __init__(self, space: Space, mutation: Mutation, model: AdditiveModel | None = None) -> None:
+        self._space, self._mutation, self._model = space, mutation, model or AdditiveModel(space)
         self._blind, self._near = Mutants(space, mutation), Screened(space, mutation, model=self._model)
 
     def learn(self, told: Sequence[Told]) -> None:
         """See `Proposals`."""
         _learn(self._model, told)
+
+    @property
+    def lessons(self) -> Lessons:
+        """See `Proposals`."""
+        return self._model.lessons
 
     def offspring(self, parents: Sequence[Genotype], count: int, rng: np.random.Generator) -> tuple[Genotype, ...]:
         """See `Proposals`."""

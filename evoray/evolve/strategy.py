@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from evoray.errors import UserError
+from evoray.evolve.additive import Lessons
 from evoray.evolve.draws import Purpose, rng
 from evoray.evolve.fixed import FixedRace
 from evoray.evolve.mutation import Mutation
@@ -159,6 +160,11 @@ class OnePlusLambda:
     def fitness(self) -> float | None:
         """The parent's loss in nats per token on the last rung it won; None before it raced."""
         return self._fitness
+
+    @property
+    def lessons(self) -> Lessons | None:
+        """What its proposals learned, for a search over the same genes to begin with; None where they don't."""
+        return self._proposals.lessons
 
     @property
     def stop(self) -> bool:

@@ -1,21 +1,25 @@
 """The folder of a run: who works in it, with which settings, and where its parts lie.
 
-Holds: `RunDirectory`, `check_folder`.
+Holds: `RunDirectory`, `check_folder`, `read_lessons`, `write_lessons`.
 """
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import platform
 import threading
 import time
+import zipfile
 from collections.abc import Mapping
 from typing import IO, Any, Self
 
+import numpy as np
 import yaml
 
 from evoray.errors import EvorayError, UserError
+from evoray.evolve import Lessons
 from evoray.run.journal import GENERATIONS
 from evoray.space import Genotype
 from evoray.store import Location
@@ -23,6 +27,8 @@ from evoray.store.manifest import BUILDING, MANIFEST
 
 SETTINGS, IDENTITY, DEVICE, BEST = "settings.yaml", "identity.json", "device.json", "best.json"
 START = "start.json"
+TAUGHT, LEARNED = "taught.npz", "learned.npz"
+"""What a search's proposals began with, and what they had learned when it ended."""
 SWEEP = "sweep.json"
 """In the folder of a sweep, whose run directories lie under it."""
 DRIVER, LOCK = "driver.json", ".lock"
@@ -220,14 +226,46 @@ class RunDirectory:
         found = self._read(START)
         return int(found["candidate_tokens"]) if found is not None else 0
 
-    def write_start(self, genotype: Genotype, baseline: str, candidate_tokens: int) -> None:
-        """Keeps what a baseline found, so that resuming need not find it again."""
+    def write_start(
+        self, genotype: Genotype, baseline: str, candidate_tokens: int, lessons: Lessons | None = None
+    ) -> None:
+        """Keeps what a baseline found, so that resuming need not find it again, and what proposals begin with."""
+        if lessons is not None:
+            write_lessons(self / TAUGHT, lessons)
+        elif (self / TAUGHT).exists():
+            (self / TAUGHT).delete()
         found = {"baseline": baseline, "genotype": list(genotype), "candidate_tokens": candidate_tokens}
         (self / START).write_bytes(json.dumps(found, indent=1).encode())
+
+    def taught(self) -> Lessons | None:
+        """What proposals begin with, from the same writing as the start; None for nothing."""
+        return read_lessons(self / TAUGHT)
 
     def write_best(self, best: Mapping[str, Any]) -> None:
         """Replaces best.json."""
         (self / BEST).write_bytes((json.dumps(best, indent=1, allow_nan=True) + "\n").encode())
+
+
+def write_lessons(place: Location, lessons: Lessons) -> None:
+    """Writes what proposals learned, bit for bit."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **lessons)
+    place.write_bytes(buffer.getvalue())
+
+
+def read_lessons(place: Location) -> Lessons | None:
+    """Reads what proposals learned; None where there is nothing.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    if not place.exists():
+        return None
+    try:
+        with np.load(io.BytesIO(place.read_bytes()), allow_pickle=False) as read:
+            return dict(read)
+    except (ValueError, OSError, KeyError, zipfile.BadZipFile):
+        raise UserError(f"{place} is damaged; begin again in another run directory") from None
 
 
 def _short(value: Any) -> str:

@@ -14,9 +14,11 @@ from evoray.configuration import DROPPED
 from evoray.errors import UserError
 from evoray.evolve import (
     MERGED,
+    AdditiveModel,
     FixedRace,
     HalvingRace,
     Learned,
+    Lessons,
     LevelSwitch,
     Mutants,
     Mutation,
@@ -73,11 +75,12 @@ class SearchPlan:
     start: Genotype | None
     init: str | None
 
-    def strategy(self, start: Genotype | None) -> OnePlusLambda:
+    def strategy(self, start: Genotype | None, lessons: Lessons | None = None) -> OnePlusLambda:
         """The search, before its first generation.
 
         Args:
             start: `self.start`, or what the baseline found.
+            lessons: of another search over the same genes, which proposals begin with if they learn.
         """
         settings, space = self.settings, self.ground.space
         assert settings.generations is not None
@@ -88,7 +91,7 @@ class SearchPlan:
             rungs=self.rungs,
             mutation=mutation,
             race=_race(settings, space),
-            proposals=_PROPOSALS[settings.proposals](space, mutation),
+            proposals=_PROPOSALS[settings.proposals](space, mutation, lessons),
             patience=settings.patience,
             seed=settings.seed,
             generations=settings.generations,
@@ -134,10 +137,12 @@ class SearchPlan:
         return sum(count * each for count, each in zip(entering, more, strict=True))
 
 
-_PROPOSALS: dict[ProposalRule, Callable[[Space, Mutation], Proposals]] = {
-    ProposalRule.mutation: Mutants,
-    ProposalRule.screened: Screened,
-    ProposalRule.learned: Learned,
+_PROPOSALS: dict[ProposalRule, Callable[[Space, Mutation, Lessons | None], Proposals]] = {
+    ProposalRule.mutation: lambda space, mutation, _: Mutants(space, mutation),
+    ProposalRule.screened: lambda space, mutation, lessons: Screened(
+        space, mutation, model=AdditiveModel(space, lessons)
+    ),
+    ProposalRule.learned: lambda space, mutation, lessons: Learned(space, mutation, AdditiveModel(space, lessons)),
 }
 
 

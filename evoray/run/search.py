@@ -15,9 +15,9 @@ from evoray.baselines import Baseline, uniform
 from evoray.cluster import Pool, WorkerSpec
 from evoray.cluster.capacity import HostMemory
 from evoray.errors import UserError
-from evoray.evolve import Measurement, OnePlusLambda, Purpose, RaceResult, Told, rng
+from evoray.evolve import Lessons, Measurement, OnePlusLambda, Purpose, RaceResult, Told, rng
 from evoray.run.best import SearchResult, best_record, judged_candidates
-from evoray.run.directory import RunDirectory
+from evoray.run.directory import LEARNED, RunDirectory, write_lessons
 from evoray.run.journal import GenerationRecord, GenerationRow, Journal
 from evoray.run.log import LOG, DriverLog
 from evoray.run.logged import LoggedProgress, lacking
@@ -49,12 +49,14 @@ class Shared:
         pool: lends the workers.
         teacher: where the teacher's part of the text lies.
         seed: finds the start; None for the usual one.
+        lessons: that proposals begin with; None for nothing.
         command: that gives the result again.
     """
 
     pool: PoolOpener
     teacher: Location
     seed: Baseline | None
+    lessons: Lessons | None
     command: str
 
 
@@ -80,7 +82,7 @@ def search(settings: SearchSettings, progress: Progress | None = None, shared: S
         journal, start = Journal(run.location), plan.start if plan.init is None else run.start()
         strategy = None
         if plan.init is None or start is not None:
-            strategy = _replayed(plan, journal, start)
+            strategy = _replayed(plan, run, journal, start)
             reason = _why_stop(settings, journal, strategy)
             if reason is not None and (best := _concluded(run, plan, journal)) is not None:
                 if names := lacking(settings.log_to, run.location, best):
@@ -99,10 +101,11 @@ def search(settings: SearchSettings, progress: Progress | None = None, shared: S
         ):
             run.settle_device(asdict(pool.record), settings.allow_mixed)
             if plan.init is not None and start is None:
-                start = _start_of_baseline(plan, seed or plan.init, run, pool, told)
+                lessons = shared.lessons if shared is not None else None
+                start = _start_of_baseline(plan, seed or plan.init, lessons, run, pool, told)
             teacher = run / "teacher" if shared is None else shared.teacher
             command = shared.command if shared is not None else None
-            strategy = strategy or _replayed(plan, journal, start)
+            strategy = strategy or _replayed(plan, run, journal, start)
             driver = _Driver(plan, run, journal, strategy, start, teacher, command, pool, told)
             reason = driver.evolve()
             return SearchResult(str(run.location), driver.conclude(), reason)
@@ -115,10 +118,10 @@ def _logged(
     return LoggedProgress(names, run.location, plan.settings.model_dump(mode="json"), journal.rows, progress)
 
 
-def _replayed(plan: SearchPlan, journal: Journal, start: Genotype | None) -> OnePlusLambda:
+def _replayed(plan: SearchPlan, run: RunDirectory, journal: Journal, start: Genotype | None) -> OnePlusLambda:
     """The strategy where the journal ends."""
-    strategy = plan.strategy(start)
     try:
+        strategy = plan.strategy(start, run.taught() if plan.init is not None else None)
         for row in journal.rows:
             strategy.tell(row.outcome, _told(plan, journal, row) if plan.remembers else ())
     except ValueError as error:
@@ -140,15 +143,20 @@ def _ranked(plan: SearchPlan, losses_NB: np.ndarray) -> np.ndarray:
 
 
 def _start_of_baseline(
-    plan: SearchPlan, baseline: str | Baseline, run: RunDirectory, pool: Pool, log: Progress
+    plan: SearchPlan,
+    baseline: str | Baseline,
+    lessons: Lessons | None,
+    run: RunDirectory,
+    pool: Pool,
+    log: Progress,
 ) -> Genotype:
-    """Lets a baseline find the start, once; resuming reads it."""
+    """Lets a baseline find the start, once; resuming reads it, and the lessons that proposals begin with."""
     assert plan.init is not None
     tokens = plan.settings.initial_tokens or plan.rungs[0].tokens
     # A baseline of ours counts as it does by itself; a sweep's draws as many as race for other starts.
     candidates = None if isinstance(baseline, str) else plan.settings.initial_candidates
     found = find_by_baseline(baseline, plan.ground, plan.settings, pool, log, tokens=tokens, candidates=candidates)
-    run.write_start(found.genotype, plan.init, found.candidate_tokens)
+    run.write_start(found.genotype, plan.init, found.candidate_tokens, lessons)
     log.note(f"start: the choice of {plan.init}, with {found.candidate_tokens:,} candidate tokens")
     return found.genotype
 
@@ -299,6 +307,8 @@ class _Driver:
         if (by_errors := least_errors(self.ground, self.plan.settings)) is not None:
             named["dp"] = by_errors
         best["held_out"] = judged_candidates(self.ground, self.plan.settings, self.pool, named, self.progress)
+        if (lessons := self.strategy.lessons) is not None:
+            write_lessons(self.run / LEARNED, lessons)
         self.run.write_best(best)
         self.progress.concluded(best)
         return best

@@ -22,7 +22,7 @@ from evoray.evolve import Purpose, initial, rng
 from evoray.model import checkpoint_facts
 from evoray.run.best import SearchResult
 from evoray.run.budgets import SweepRecord, spelled
-from evoray.run.directory import check_folder
+from evoray.run.directory import LEARNED, check_folder, read_lessons
 from evoray.run.ground import make_ground_space
 from evoray.run.named import read_best
 from evoray.run.plan import USUAL_GENERATIONS
@@ -89,8 +89,12 @@ def sweep(settings: SweepSettings, progress: Progress | None = None) -> Sweep:
                     f"name {spelled(seed)} in {flag(budget)}, too"
                 )
             progress.note(record.name(value) + (f", seeded by {spelled(seed)}" if seed is not None else ""))
-            adapting = _adapting(spelled(seed), found[seed].configuration) if seed is not None else None
-            shared = Shared(lending.pool, folder / "teacher", adapting, command_of("sweep", located(settings), {}))
+            adapting = lessons = None
+            if seed is not None:
+                adapting = _adapting(spelled(seed), found[seed].configuration)
+                lessons = read_lessons(record.run(seed) / LEARNED)
+            command = command_of("sweep", located(settings), {})
+            shared = Shared(lending.pool, folder / "teacher", adapting, lessons, command)
             found[value] = search(search_settings, progress, shared)
     results = {value: found[value] for value in record.ordered() if value in found}
     return Sweep(str(folder), budget, results)

@@ -171,3 +171,27 @@ def test_merging_makes_the_changes_of_several_children_at_once(space_of):
     assert merged(space, parent, [first, second]) == ((2, 0, 2, 0),)
     assert merged(space, parent, [first, third]) == ()  # they change the same genes
     assert merged(space, parent, [first, (1, 1, 2, 1)]) == ()  # too dear together
+
+
+def test_a_model_that_begins_with_lessons_goes_on_as_the_one_that_learned_them(space):
+    loss = truth(3)
+    first, second = (
+        told(initial(space, 24, np.random.default_rng(each)), loss, rung=each, seed=each) for each in (1, 2)
+    )
+    whole = AdditiveModel(space)
+    for each in (first, second):
+        whole.learn(each.measurement.genotypes, each.losses_NB, each.tokens_B)
+    before = AdditiveModel(space)
+    before.learn(first.measurement.genotypes, first.losses_NB, first.tokens_B)
+    after = AdditiveModel(space, before.lessons)
+    after.learn(second.measurement.genotypes, second.losses_NB, second.tokens_B)
+    assert np.array_equal(after.mean(), whole.mean())
+    assert after.candidates == whole.candidates
+    # Lessons are a copy: what is learned later is not in them.
+    assert before.lessons["candidates"] == len(first.measurement.genotypes)
+
+
+def test_lessons_of_other_genes_are_refused(space, space_of):
+    other = space_of([[1, 2, 3]] * 3, 6)
+    with pytest.raises(ValueError, match="lessons of other genes than the 16 with 4 steps each"):
+        AdditiveModel(space, AdditiveModel(other).lessons)

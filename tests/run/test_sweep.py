@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from searches import WITHOUT_STORE, Material, bits_of, killed_at
 
@@ -15,6 +16,7 @@ from evoray.errors import UserError
 from evoray.report.sweep import sweep_estimate
 from evoray.run import sweep as module
 from evoray.run.budgets import SweepRecord
+from evoray.run.directory import LEARNED, TAUGHT, read_lessons
 from evoray.run.journal import Journal
 from evoray.run.plan import plan_search
 from evoray.run.sweep import planned, sweep
@@ -86,9 +88,10 @@ def test_every_budget_is_kept_and_seeded_by_the_one_before(
         assert found.results[value].best["candidate_tokens"] > begun["candidate_tokens"] > 0
 
 
-def test_a_killed_sweep_goes_on_to_the_same_result(settings: Settings, tmp_path: Path) -> None:
-    whole = sweep(settings(tmp_path / "whole"))
-    broken = settings(tmp_path / "broken")
+@pytest.mark.parametrize("ways", [{}, {"race": "sequential", "proposals": "learned"}])
+def test_a_killed_sweep_goes_on_to_the_same_result(settings: Settings, tmp_path: Path, ways: dict[str, str]) -> None:
+    whole = sweep(settings(tmp_path / "whole", **ways))
+    broken = settings(tmp_path / "broken", **ways)
     # In the second budget's start, in its first generation, and in the third's best.json.
     for name, number, after in (("start.json", 0, True), ("generations.parquet", 0, True), ("best.json", 4, False)):
         with killed_at(name, number, after=after):
@@ -96,6 +99,32 @@ def test_a_killed_sweep_goes_on_to_the_same_result(settings: Settings, tmp_path:
     found = sweep(broken)
     for value, result in whole.results.items():
         assert bits_of(found.results[value].run) == bits_of(result.run)
+
+
+def test_what_one_budget_taught_the_next_begins_with(settings: Settings, tmp_path: Path) -> None:
+    found = sweep(settings(tmp_path, target_bits=(3.5, 3.0), race="sequential", proposals="learned"))
+    first, second = (Location.parse(found.results[value].run) for value in (3.5, 3.0))
+    assert read_lessons(first / TAUGHT) is None
+    learned, taught = read_lessons(first / LEARNED), read_lessons(second / TAUGHT)
+    assert learned is not None
+    assert taught is not None
+    assert all(np.array_equal(learned[name], taught[name]) for name in learned)
+    later = read_lessons(second / LEARNED)
+    assert later is not None
+    assert later["candidates"] > taught["candidates"] > 0
+    # The first offspring are those of a model that knows all this.
+    plan = plan_search(
+        planned(settings(tmp_path, target_bits=(3.5, 3.0), race="sequential", proposals="learned"))[3.0][0]
+    )
+    start = tuple(json.loads((tmp_path / "target-bits-3" / "start.json").read_text())["genotype"])
+    wanted = plan.strategy(start, learned).ask().ask()
+    assert wanted is not None
+    journal = Journal(second)
+    measured = {tuple(row["genotype"]) for row in journal.evaluations(journal.rows[0]).to_pylist()}
+    assert set(wanted.genotypes) <= measured
+    blind = plan.strategy(start).ask().ask()
+    assert blind is not None
+    assert not set(blind.genotypes) <= measured
 
 
 def test_a_later_call_adds_budgets_and_does_nothing_twice(settings: Settings, tmp_path: Path) -> None:
