@@ -10,6 +10,7 @@ import math
 import os
 import shlex
 import shutil
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,7 @@ from evoray.settings import (
     matching_recipes,
     recipes,
 )
+from evoray.stopping import Stopped, stops_by_signal
 
 PIPE_WIDTH = 2000
 """Columns where the output is no terminal: no table of ours is wider, so none is cut or wrapped."""
@@ -99,13 +101,14 @@ def _progress() -> Any:
 
 @contextmanager
 def _working(kept: str) -> Iterator[Any]:
-    """A progress for what may be stopped by Ctrl-C, and then says what is kept of it."""
-    with _progress() as progress:
-        try:
+    """A progress for what may be stopped by Ctrl-C or SIGTERM, and then says as its last line what is kept of it."""
+    try:
+        with _progress() as progress:
             yield progress
-        except KeyboardInterrupt:
-            progress.note(f"stopped; {kept}")
-            raise
+    except (KeyboardInterrupt, Stopped) as asked:
+        by = f" by {asked}" if isinstance(asked, Stopped) else ""
+        print(f"stopped{by}; {kept}", file=sys.stderr)
+        raise
 
 
 def _show(renderable: Any) -> None:
@@ -122,15 +125,26 @@ def _show_either(found: tuple[Any, Any], as_json: bool) -> None:
     _show_json(found[1]) if as_json else _show(found[0])
 
 
+def _show_outcome(line: str, as_json: bool) -> None:
+    """The last line. Programs read what stands before it, so that there it goes to standard error."""
+    if not as_json:
+        _show(line)
+        return
+    sys.stdout.flush()
+    if not _asked["quiet"]:
+        print(line, file=sys.stderr)
+
+
 def _show_result(result: Any, as_json: bool) -> None:
     """What a search or a baseline found."""
+    from evoray.report.outcome import result_outcome
     from evoray.report.tables import certificate
 
     if as_json:
         _show_json({"run": result.run, "reason": result.reason, **result.best})
-        return
-    _show(certificate(result.best["held_out"]))
-    _show(f"{result.reason}; the result is in {result.run}/best.json")
+    else:
+        _show(certificate(result.best["held_out"]))
+    _show_outcome(result_outcome(result), as_json)
 
 
 def _finite(found: Any) -> Any:
@@ -187,6 +201,7 @@ def _verb(kind: type[Settings], name: str, example: str) -> Callable[..., None]:
 def _build(settings: BuildSettings, as_json: bool) -> None:
     """Make the variants of every layer: quantized, sparse, or both, at each of several levels."""
     from evoray.report.dry_run import build_estimate
+    from evoray.report.outcome import build_outcome
     from evoray.report.tables import inspect
     from evoray.run.build import run_build
 
@@ -194,8 +209,9 @@ def _build(settings: BuildSettings, as_json: bool) -> None:
         _show_either(build_estimate(settings), as_json)
         return
     with _working(f"{settings.store} keeps every finished layer: the same command goes on with it") as progress:
-        run_build(settings, progress)
+        manifest = run_build(settings, progress)
     _show_either(inspect(settings.store), as_json)
+    _show_outcome(build_outcome(manifest, settings.store), as_json)
 
 
 @_verb(
@@ -224,6 +240,7 @@ def _search(settings: SearchSettings, as_json: bool) -> None:
 )
 def _sweep(settings: SweepSettings, as_json: bool) -> None:
     """Search for several budgets in one job, each seeding the next: one table, one picture of size against loss."""
+    from evoray.report.outcome import sweep_outcome
     from evoray.report.sweep import sweep_estimate, sweep_table
     from evoray.run.report import report_if_possible
     from evoray.run.sweep import sweep
@@ -236,9 +253,12 @@ def _sweep(settings: SweepSettings, as_json: bool) -> None:
     report = report_if_possible([result.run for result in found.results.values()], f"{found.run}/report")
     if as_json:
         _show_json({**found.as_dict(), "report": report})
-        return
-    _show(sweep_table(found))
-    _show(f"size against loss: {report}" if report else "size against loss is drawn by: pip install 'evoray[plots]'")
+    else:
+        _show(sweep_table(found))
+        _show(
+            f"size against loss: {report}" if report else "size against loss is drawn by: pip install 'evoray[plots]'"
+        )
+    _show_outcome(sweep_outcome(found), as_json)
 
 
 @_verb(
@@ -267,7 +287,7 @@ def _eval(settings: EvalSettings, as_json: bool) -> None:
     from evoray.report.tasks import task_table
     from evoray.run.evaluate import evaluate
 
-    with _progress() as progress:
+    with _working("nothing of an evaluation is kept: the same command begins it anew") as progress:
         found = evaluate(settings, progress)
     if as_json:
         _show_json(found.as_dict())
@@ -442,7 +462,7 @@ def _program() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Runs the command line. Exit code 2 for a user's mistake, 1 for a failure, 130 for Ctrl-C.
+    """Runs the command line. Exit code 2 for a user's mistake, 1 for a failure, 130 for Ctrl-C, 143 for SIGTERM.
 
     Args:
         arguments: what stands behind the program's name; by default those of this process.
@@ -451,15 +471,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     if not sys.stdout.isatty():
         os.environ.setdefault("TERMINAL_WIDTH", str(PIPE_HELP_WIDTH))  # read by typer when it shows help
     try:
-        code = app(args=arguments, prog_name="evoray", standalone_mode=False)
-        sys.stdout.flush()
+        with stops_by_signal():
+            code = app(args=arguments, prog_name="evoray", standalone_mode=False)
+            sys.stdout.flush()
     except EvorayError as error:
         _fail(str(error), error.exit_code)
     except _UsageError as error:
         place = getattr(getattr(error, "ctx", None), "command_path", "evoray")
         _fail(f"{error.format_message().rstrip('.')}; see {place} --help", 2)
+    except Stopped as asked:
+        sys.exit(128 + asked.signal)  # as shells tell the end of a process by a signal
     except (KeyboardInterrupt, typer.Abort):
-        sys.exit(130)
+        sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:
         # Whoever read us has seen enough. What is still buffered must not fail again when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -205,7 +205,9 @@ def test_search_prints_its_result(call: Call, material: Material, finished: Path
     again = search_of(material, finished, generations=1)
     table = call(*again)
     assert table.code == 0
-    assert f"the result is in {finished}/best.json" in table.out
+    last = table.out.splitlines()[-1]
+    assert last.startswith("done: ")
+    assert last.endswith(f"the result is in {finished}/best.json")
     rows = [line for line in table.out.splitlines() if line.startswith("│")]
     assert [row.split("│")[1].strip() for row in rows] == ["found", "start", "uniform", "dp"]
     assert "\x1b" not in table.out + table.err

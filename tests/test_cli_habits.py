@@ -76,10 +76,17 @@ def test_an_export_and_the_demo_answer_in_json(
     assert (tmp_path / "out" / "config.json").exists()
     import evoray.run.demo
 
-    best = {"bits": 3.0, "held_out": {"candidates": {}, "tokens": 1, "data": "embedded"}}
-    monkeypatch.setattr(evoray.run.demo, "run_demo", lambda *_: SearchResult("demo/run", best, "done"))
+    held_out = {"candidates": {"found": {"kl": 0.25}}, "tokens": 1, "data": "embedded"}
+    best = {"bits": 3.0, "size": 2_000_000, "held_out": held_out}
+    monkeypatch.setattr(evoray.run.demo, "run_demo", lambda *_: SearchResult("demo/run", best, "it ended"))
     shown = call("demo", "--json")
-    assert json.loads(shown.out) == {"run": "demo/run", "reason": "done", **best}
+    assert json.loads(shown.out) == {"run": "demo/run", "reason": "it ended", **best}
+    # Programs read standard output; the last line of a log tells the outcome all the same.
+    assert shown.err == (
+        "done: 3.0000 bits, 2.00 MB, KL 0.25000 nats per token on held-out text; it ended; "
+        "the result is in demo/run/best.json\n"
+    )
+    assert (shown.code, call("demo", "--json", "--quiet").err) == (0, "")
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -96,6 +103,7 @@ def test_pipes_get_few_plain_lines(call: Call, material: Material, tmp_path: Pat
     assert not CONTROL.search(built.out + built.err)
     assert len(built.err.splitlines()) <= 13  # about ten of them, however many layers
     assert built.err.splitlines()[-1] == "21/21 layers"
+    assert built.out.splitlines()[-1] == f"done: 21 layers at 2 levels; the variants are in {tmp_path / 'store'}"
     searched = call(
         *choosing("search", material, tmp_path / "run", *QUICK, "--target-bits", 2.8, "--generations", 30),
     )

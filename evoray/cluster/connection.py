@@ -3,9 +3,13 @@
 Holds: `connect`, `Connection`, `nodes`.
 """
 
+import contextlib
 import logging
 import os
+import signal
 import socket
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +18,7 @@ import ray
 from evoray.cluster.capacity import Node, usable_cores
 from evoray.cluster.ray_errors import first_line
 from evoray.errors import EvorayError, UserError
+from evoray.stopping import Stopped
 
 CONNECT = 10.0
 """Seconds for a connection to a cluster's address."""
@@ -51,7 +56,8 @@ def connect(address: str | None, workers: int | None, threads: int) -> Connectio
             options["num_cpus"] = (workers or 0) * threads
     try:
         _check_answers(address)
-        ray.init(address=address, **options)
+        with _own_signals():
+            ray.init(address=address, **options)
     except (OSError, RuntimeError, ValueError) as error:
         if alone:
             raise EvorayError(
@@ -61,6 +67,23 @@ def connect(address: str | None, workers: int | None, threads: int) -> Connectio
             f"no Ray cluster at {address!r}: {first_line(error)}; start one, or leave out --address"
         ) from None
     return Connection(ours=True, alone=alone)
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Takes back what a driver does at SIGTERM: Ray lets it exit with code 15, from the first moment of joining."""
+    mine = signal.getsignal(signal.SIGTERM)
+    if not callable(mine) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    try:
+        yield
+    except SystemExit as error:
+        if error.code == signal.SIGTERM:
+            raise Stopped(signal.SIGTERM) from None
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, mine)
 
 
 def nodes() -> list[Node]:

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from evoray.errors import EvorayError, UserError
+from evoray.stopping import to_the_end
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.\-]*://")
 _TEMPORARY = re.compile(r"^\..*\.[0-9a-f]{16}\.tmp$")
@@ -276,7 +277,8 @@ class Location:
             with tempfile.TemporaryDirectory(prefix="evoray-") as folder:
                 path = Path(folder) / self.name
                 yield path
-                self._upload(path)
+                with to_the_end():
+                    self._upload(path)
             return
         target = Path(self.path)
         path = target.parent / f".{target.name}.{secrets.token_hex(8)}.tmp"
@@ -286,10 +288,11 @@ class Location:
             self._fail("write", error)
         try:
             yield path
-            with path.open("rb") as written:
-                os.fsync(written.fileno())
-            path.replace(target)
-            _sync_folder(target.parent)
+            with to_the_end():
+                with path.open("rb") as written:
+                    os.fsync(written.fileno())
+                path.replace(target)
+                _sync_folder(target.parent)
         except OSError as error:
             self._fail("write", error)
         finally:

@@ -77,13 +77,20 @@ def test_a_killed_driver_without_ray(material: Material, tmp_path: Path) -> None
     check_same(material, tmp_path)
 
 
-def test_an_interrupted_driver_without_ray(material: Material, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "stopped"), [(signal.SIGINT, 130, "stopped"), (signal.SIGTERM, 143, "stopped by SIGTERM")]
+)
+def test_a_driver_without_ray_that_is_asked_to_stop(
+    material: Material, tmp_path: Path, number: int, code: int, stopped: str
+) -> None:
     with driver(material.settings(tmp_path / "run", generations=LONG), tmp_path) as process:
         await_line(process, "generation 1/")
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, said = process.communicate(timeout=120)
-        assert process.returncode == 130
-    assert "the same command goes on with it" in said
+        assert process.returncode == code
+    run = tmp_path / "run"
+    kept = f"{stopped}; {run} keeps every finished generation: the same command goes on with it"
+    assert said.splitlines()[-1] == kept
     assert "Traceback" not in said
     check_same(material, tmp_path)
 
@@ -106,16 +113,21 @@ def test_a_killed_driver_leaves_no_ray_behind(ray_home: Path, material: Material
 
 
 @pytest.mark.cluster
-def test_an_interrupted_driver_gives_its_workers_back(ray_home: Path, material: Material, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_driver_that_is_asked_to_stop_gives_its_workers_back(
+    ray_home: Path, material: Material, tmp_path: Path, number: int, code: int
+) -> None:
     with driver(material.settings(tmp_path / "run", generations=LONG, workers=2), tmp_path) as process:
         await_line(process, "generation 1/")
         family = psutil.Process(process.pid).children(recursive=True)
-        # Ctrl-C reaches every process of the terminal's group.
-        os.killpg(process.pid, signal.SIGINT)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # Ctrl-C reaches every process of the terminal's group
+        else:
+            process.send_signal(number)
         _, said = process.communicate(timeout=120)
-        assert process.returncode == 130, said
+        assert process.returncode == code, said
         assert psutil.wait_procs(family, timeout=120)[1] == []
-    assert "the same command goes on with it" in said
+    assert said.splitlines()[-1].endswith("the same command goes on with it")
     assert "Traceback" not in said
     check_same(material, tmp_path)
 

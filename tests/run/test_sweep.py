@@ -167,6 +167,8 @@ def test_the_table_and_the_numbers(
     assert re.search(r"│ +2.5 │ +3.5 │ +[0-9,]+ │", dry)
     found = json.loads(numbers)
     assert [search["target_bits"] for search in found["searches"]] == [3.5, 2.5]
+    bits = [f"{search['bits']:.4f} bits with KL " for search in found["searches"]]
+    assert re.match(f"done: {bits[0]}.*; {bits[1]}.*; the results are in {tmp_path}$", table.splitlines()[-1])
     for search in found["searches"]:
         assert f"{search['held_out']['candidates']['found']['kl']:.5f}" in table
         assert f"{search['bpw']:.4f}" in table
