@@ -24,12 +24,13 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Another model: make bench MODEL=folder DATA=text.txt
+# Another model, one row, CPU time on a shared machine: make bench MODEL=folder DATA=text.txt ROW=depth CLOCK=cpu
 MODEL ?= embedded
 DATA ?= embedded
+ROW ?= all
+CLOCK ?= wall
 bench: $(READY)
-	$(BIN)/python -m benchmarks.reuse --model $(MODEL) --data $(DATA)
-	$(BIN)/python -m benchmarks.published_protocol --model $(MODEL) --data $(DATA)
+	$(BIN)/python -m benchmarks.bench --model $(MODEL) --data $(DATA) --row $(ROW) --clock $(CLOCK)
 
 # The stamp is written last, so a set-up that was cut short is done again.
 $(READY): pyproject.toml

@@ -3,6 +3,8 @@
 Holds: `offspring`, `block_drops`, `whole_blocks`.
 """
 
+import math
+
 import numpy as np
 
 from evoray.evolve import LevelSwitch, Purpose, rng
@@ -24,17 +26,23 @@ def offspring(space: Space, count: int) -> list[Genotype]:
 
 
 def block_drops(blocks: int, count: int) -> np.ndarray:
-    """Rows of distinct children, int8 [count, blocks] with 0 for a dropped block and -1 for one that stays.
+    """Rows of distinct children, int8 [N, blocks] with 0 for a dropped block and -1 for one that stays.
+
+    N is `count`, or as many as there are.
 
     The parent lacks a quarter of the blocks. A child puts some back and drops as many others: min(U{1..3}, U{1..3}).
     """
     draws = rng(0, 1, Purpose.OFFSPRING)
     parent = np.full(blocks, -1, dtype=np.int8)
-    parent[draws.choice(blocks, blocks // 4, replace=False)] = 0
+    gone = max(1, blocks // 4)
+    parent[draws.choice(blocks, gone, replace=False)] = 0
+    most = sum(
+        math.comb(gone, switches) * math.comb(blocks - gone, switches) for switches in range(1, min(gone, 3) + 1)
+    )
     found: dict[bytes, np.ndarray] = {}
-    while len(found) < count:
+    while len(found) < min(count, most):
         child = parent.copy()
-        switches = min(draws.integers(1, 4), draws.integers(1, 4), blocks // 4)
+        switches = min(draws.integers(1, 4), draws.integers(1, 4), gone)
         child[draws.choice(np.flatnonzero(parent == 0), switches, replace=False)] = -1
         child[draws.choice(np.flatnonzero(parent == -1), switches, replace=False)] = 0
         found[child.tobytes()] = child

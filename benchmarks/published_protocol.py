@@ -1,26 +1,22 @@
 """A population against the published protocol, written plainly.
 
+Holds: `PublishedProtocol`, `protocol_row`.
+
 The published search keeps every variant as a dense float16 file, reads each changed layer from disk for every
 candidate, keeps the teacher's full logits on the host, and runs one document at a time. Here the same candidates on the
 same tokens go through that and through a pool of workers, interleaved in one run, all cores on both sides: one process
 with a thread per core there, a worker of one thread per core here.
-
-    python -m benchmarks.published_protocol --model FOLDER --data TEXT.txt
 """
 
-import argparse
-import os
-import statistics
-import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import evoray
-from benchmarks.log import append, table
-from benchmarks.population import offspring, whole_blocks
+from benchmarks.clock import Clock, interleaved
+from benchmarks.population import offspring
+from evoray.cluster.ray_pool import RayPool
 from evoray.evolve import Purpose, rng
 from evoray.fitness import Fitness
 from evoray.formats import dense_weight
@@ -28,7 +24,7 @@ from evoray.model import load_model
 from evoray.run.teacher import teach_text
 from evoray.space import Budget, Measure, Tie, quantization_space
 from evoray.store import VariantStore
-from evoray.tokens import draw_batches
+from evoray.tokens import TokenText, draw_batches
 
 
 class PublishedProtocol:
@@ -82,75 +78,61 @@ class PublishedProtocol:
         return total / tokens
 
 
-def main() -> None:
-    """Parses arguments, measures, logs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="embedded")
-    parser.add_argument("--data", default="embedded")
-    parser.add_argument("--candidates", type=int, default=32)
-    parser.add_argument("--tokens", type=int, default=2048)
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--cores", type=int, default=os.cpu_count())
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--sequence-length", type=int, default=256)
-    parser.add_argument("--group-size", type=int, default=64)
-    given = parser.parse_args()
-    on_gpu = given.device != "cpu"
-    with tempfile.TemporaryDirectory() as folder:
-        variants = f"{folder}/store"
-        evoray.build(model=given.model, store=variants, method="rtn", group_size=given.group_size)
-        store = VariantStore.open(variants)
-        space = quantization_space(store.manifest, Budget(Measure.BITS, 3.0), Tie.NONE)
-        genotypes = offspring(space, given.candidates)
-        text = whole_blocks(given.model, given.data, given.sequence_length)
-        batches = draw_batches(text, given.tokens, rng(0, 1, Purpose.BATCHES), 2048)
-        documents = [
-            torch.from_numpy(text.blocks[block][:cut].astype(np.int64))
-            for batch in batches
-            for block, cut in zip(batch.blocks, batch.cuts, strict=True)
-        ]
-        published = PublishedProtocol(given.model, store, Path(folder) / "dense", given.device)
-        torch.set_num_threads(given.cores)
-        targets = published.teach(documents)
-        with evoray.open_pool(given.model, variants, workers=0 if on_gpu else given.cores, device=given.device) as pool:
-            works = teach_text(pool, text, tokens_per_pass=2048).works(batches)
-            rows_NL = space.rows(genotypes)
-            # Once each beforehand: files in the page cache there, variants ready here.
-            pool.measure(rows_NL, works, Fitness.kl)
-            ratios, ours, theirs = [], [], []
-            for _ in range(given.pairs):
-                torch.set_num_threads(given.cores)
-                began = time.perf_counter()
-                expected = [
-                    published.fitness(space.configuration(genotype), documents, targets) for genotype in genotypes
-                ]
-                slow = time.perf_counter() - began
-                began = time.perf_counter()
-                losses_NB = pool.measure(rows_NL, works, Fitness.kl)
-                fast = time.perf_counter() - began
-                assert np.allclose(losses_NB.sum(1) / given.tokens, expected, rtol=2e-3), (
-                    "the two measure different things"
-                )
-                ratios.append(slow / fast)
-                ours.append(given.candidates * given.tokens / fast)
-                theirs.append(given.candidates * given.tokens / slow)
-    append(
-        f"against the published protocol on {os.path.basename(given.model.rstrip('/'))}",
-        f"{given.candidates} children x {given.tokens} tokens, {given.device}, {given.cores} cores on both sides, "
-        f"{given.pairs} pairs.\n\n"
-        + table(
-            ["ratio", "range", "candidate tokens/s", "published tokens/s"],
-            [
-                [
-                    f"{statistics.median(ratios):.2f}",
-                    f"{min(ratios):.2f} to {max(ratios):.2f}",
-                    f"{statistics.median(ours):,.0f}",
-                    f"{statistics.median(theirs):,.0f}",
-                ]
-            ],
-        ),
-    )
+def protocol_row(
+    model: str,
+    store: VariantStore,
+    text: TokenText,
+    folder: Path,
+    *,
+    candidates: int,
+    tokens: int,
+    cores: int,
+    device: str,
+    clock: Clock,
+    pairs: int,
+) -> list[str]:
+    """Measures both sides.
 
+    Args:
+        model: id or folder.
+        store: its variants at bits.
+        text: blocks of one length.
+        folder: where the dense files go.
+        candidates, tokens: children of one parent, and on how many tokens.
+        cores: on both sides.
+        device: "cpu", or that of one worker.
+        clock, pairs: by which time, how many times.
+    """
+    space = quantization_space(store.manifest, Budget(Measure.BITS, 3.0), Tie.NONE)
+    genotypes = offspring(space, candidates)
+    batches = draw_batches(text, tokens, rng(0, 1, Purpose.BATCHES), 2048)
+    documents = [
+        torch.from_numpy(text.blocks[block][:cut].astype(np.int64))
+        for batch in batches
+        for block, cut in zip(batch.blocks, batch.cuts, strict=True)
+    ]
+    published = PublishedProtocol(model, store, folder / "dense", device)
+    torch.set_num_threads(cores)
+    targets = published.teach(documents)
+    workers = 0 if device != "cpu" else cores
+    with evoray.open_pool(model, str(store.location), workers=workers, device=device) as pool:
+        works = teach_text(pool, text, tokens_per_pass=2048).works(batches)
+        rows_NL = space.rows(genotypes)
+        # Once each beforehand: files in the page cache there, variants ready here.
+        pool.measure(rows_NL, works, Fitness.kl)
+        processes = [actor.pid for actor in pool._actors if actor.pid] if isinstance(pool, RayPool) else []
 
-if __name__ == "__main__":
-    main()
+        def publish() -> list[float]:
+            torch.set_num_threads(cores)
+            return [published.fitness(space.configuration(genotype), documents, targets) for genotype in genotypes]
+
+        def check(found_NB: np.ndarray, expected: list[float]) -> None:
+            assert np.allclose(found_NB.sum(1) / tokens, expected, rtol=2e-3), "the two measure different things"
+
+        timed = interleaved(
+            pairs,
+            lambda: clock.time(lambda: pool.measure(rows_NL, works, Fitness.kl), processes),
+            lambda: clock.time(publish),
+            check,
+        )
+    return [*timed.cells(candidates * tokens), ""]
