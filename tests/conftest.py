@@ -11,6 +11,7 @@ import pytest
 
 if TYPE_CHECKING:
     from calls import Call
+    from object_storage import S3Server
     from searches import Material
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -72,3 +73,28 @@ def call(capsys: pytest.CaptureFixture[str]) -> "Call":
         return Outcome(int(leaving.value.code or 0), *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def s3_process() -> Iterator["S3Server"]:
+    """An S3 server as a process of its own."""
+    from object_storage import s3_server
+
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_process: "S3Server", monkeypatch: pytest.MonkeyPatch) -> "S3Server":
+    """The same with an environment that leads there, for this process and those that it starts."""
+    from object_storage import CREDENTIALS
+
+    for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": s3_process.url}.items():
+        monkeypatch.setenv(name, value)
+    return s3_process
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Object storage is asked again at once."""
+    monkeypatch.setattr("evoray.store.transfers.FIRST_WAIT", 0.0)

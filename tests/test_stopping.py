@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow.fs as pafs
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from evoray.errors import EvorayError
 from evoray.stopping import SIGNALS, Stopped, stops_by_signal, to_the_end
 from evoray.store import Location
+from evoray.store import remote as remote_files
 
 RAISED = {signal.SIGTERM: Stopped, signal.SIGINT: KeyboardInterrupt}
 
@@ -117,14 +119,13 @@ def test_a_file_that_is_being_published_appears_whole(
         signal.raise_signal(number)
 
     if remote:
-        monkeypatch.setattr("evoray.store.location._COPY_BYTES", 4096)
-        size = Location.size
+        send = remote_files._send
 
-        def seen(self: Location) -> int | None:
-            ask()  # between the upload and the look at what came of it
-            return size(self)
+        def sent(*place: Any) -> None:
+            send(*place)
+            ask()  # between the upload and the step that makes it seen
 
-        monkeypatch.setattr(Location, "size", seen)
+        monkeypatch.setattr(remote_files, "_send", sent)
     else:
         replace = Path.replace
 

@@ -21,6 +21,7 @@ from evoray.errors import UserError
 from evoray.evolve import Draw, Measurement, Outcome
 from evoray.space import Genotype
 from evoray.store import Location
+from evoray.store.manifest import CorruptError
 from evoray.tokens import Batch
 
 GENERATIONS, BATCHES, EVALUATIONS = "generations.parquet", "batches.parquet", "evaluations"
@@ -241,11 +242,11 @@ class Journal:
             UserError: they are missing, or not what was written.
         """
         try:
-            data = (self._folder / EVALUATIONS / row.evaluations).read_bytes()
+            data = (self._folder / EVALUATIONS / row.evaluations).read_bytes(row.sha256)
         except FileNotFoundError:
             raise self.damaged(f"{row.evaluations} is missing") from None
-        if hashlib.sha256(data).hexdigest() != row.sha256:
-            raise self.damaged(f"{row.evaluations} has another checksum")
+        except CorruptError as error:
+            raise self.damaged(f"{row.evaluations}: {error}") from None
         return pa.ipc.open_file(pa.py_buffer(data)).read_all()
 
     def measurements(self, row: GenerationRow) -> list["Measurements"]:

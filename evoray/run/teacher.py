@@ -15,6 +15,7 @@ from evoray.evaluator import Work
 from evoray.fitness import Fitness, TeacherBlock
 from evoray.fitness.teacher import blocks_of_table, teacher_table
 from evoray.store import Location
+from evoray.store.manifest import CorruptError
 from evoray.tokens import Batch, TokenText, all_batches
 
 INDEX = "index.json"
@@ -128,7 +129,12 @@ def _read(folder: Location | None, name: str, sha256: str | None) -> pa.Table | 
     path = (folder / name).local_path
     if (folder / name).size() == 0:
         return None  # nothing can be mapped
-    buffer = pa.memory_map(str(path)).read_buffer() if path is not None else pa.py_buffer((folder / name).read_bytes())
+    if path is None:
+        try:
+            return pa.ipc.open_file(pa.py_buffer((folder / name).read_bytes(sha256))).read_all()
+        except CorruptError:
+            return None
+    buffer = pa.memory_map(str(path)).read_buffer()
     if hashlib.sha256(buffer).hexdigest() != sha256:
         return None
     return pa.ipc.open_file(buffer).read_all()

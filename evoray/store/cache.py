@@ -7,7 +7,6 @@ and nothing in the folder ever changes its content.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import secrets
 import tempfile
@@ -18,9 +17,7 @@ from pathlib import Path
 from evoray.errors import EvorayError, UserError
 from evoray.store.location import Location
 from evoray.store.manifest import CorruptError
-
-# A connection cut short deserves another try; a store that is wrong twice is wrong.
-_ATTEMPTS = 2
+from evoray.store.transfers import TRANSFERS
 
 
 class NodeCache:
@@ -52,28 +49,27 @@ class NodeCache:
         """
         target = self.folder / sha256
         if _has(target, size):
+            TRANSFERS.add(hits=1)
             return target
         self._prepare()
         with self._locked(sha256):
             # Another process may have fetched it while this one waited for the lock.
             if _has(target, size):
+                TRANSFERS.add(hits=1)
                 return target
             # Whoever holds the lock is alone with this file: what lies half-written belongs to the dead.
             for stale in self.folder.glob(f".{sha256}.*.tmp"):
                 stale.unlink(missing_ok=True)
-            for _ in range(_ATTEMPTS):
-                path = self.folder / f".{sha256}.{secrets.token_hex(8)}.tmp"
-                try:
-                    source.download(path)
-                    if _has(path, size) and _digest(path) == sha256:
-                        path.chmod(0o400)
-                        path.replace(target)
-                        return target
-                except FileNotFoundError:
-                    raise CorruptError("it is missing") from None
-                finally:
-                    path.unlink(missing_ok=True)
-        raise CorruptError(f"it is not the file of {size} bytes that the manifest names")
+            path = self.folder / f".{sha256}.{secrets.token_hex(8)}.tmp"
+            try:
+                source.download(path, sha256)
+                path.chmod(0o400)
+                path.replace(target)
+            except FileNotFoundError:
+                raise CorruptError("it is missing") from None
+            finally:
+                path.unlink(missing_ok=True)
+        return target
 
     def discard(self, sha256: str) -> bool:
         """Forgets a file, so that it is fetched again. Processes that have it mapped keep what they have.
@@ -116,8 +112,3 @@ def _has(path: Path, size: int) -> bool:
         return path.stat().st_size == size
     except (FileNotFoundError, NotADirectoryError):
         return False
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
+import hashlib
 import os
 import re
 import secrets
@@ -25,36 +25,19 @@ import pyarrow.fs as pafs
 
 from evoray.errors import EvorayError, UserError
 from evoray.stopping import to_the_end
+from evoray.store.manifest import CorruptError
+from evoray.store.remote import PIECE_BYTES, pieces, publish
+from evoray.store.transfers import TRANSFERS, retried
+from evoray.store.uris import is_users, open_uri, without_secrets
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.\-]*://")
 _TEMPORARY = re.compile(r"^\..*\.[0-9a-f]{16}\.tmp$")
-# What object stores say when it is the user who has to act: no credentials, wrong ones, no rights, no bucket.
-_USERS = re.compile(
-    r"credential|access.?denied|forbidden|unauthori[sz]ed|no.?such.?bucket|bucket.{0,40}(not found|does not exist)"
-    r"|invalid.?access.?key|signature|permission|could not resolve region|HTTP status 30[17]|\b40[13]\b",
-    re.IGNORECASE,
-)
-_SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSWORD", re.IGNORECASE)
-_SECRET_PARAMETER = re.compile(r"((?:signature|credential|token|secret\w*|access_key)=)[^&\s'\"]+", re.IGNORECASE)
-_OBJECT_STORES = ("s3", "gcs", "abfs")
-_COPY_BYTES = 8 << 20
+_READS = 3
+"""Times that a file is fetched which has not the bytes that it should have."""
 
 
-@functools.lru_cache(maxsize=64)
-def _remote(uri: str) -> tuple[pafs.FileSystem, str]:
-    """File system and path behind a URI; kept, because making an S3 client takes longer than using it."""
-    filesystem, path = pafs.FileSystem.from_uri(uri)
-    return filesystem, path
-
-
-def _without_secrets(text: str) -> str:
-    """The first line of an error's text, without values of secret environment variables and without credentials."""
-    line = (text.splitlines() or [""])[0]
-    for name, value in os.environ.items():
-        if len(value) >= 8 and _SECRET_NAME.search(name):
-            line = line.replace(value, "***")
-    line = re.sub(r"//[^/@\s]+@", "//***@", line)
-    return _SECRET_PARAMETER.sub(r"\1***", line)[:300]
+class DiskError(EvorayError):
+    """It is this machine's file, not the remote one, that failed: a full disk, no rights."""
 
 
 @dataclass(frozen=True)
@@ -101,26 +84,8 @@ class Location:
                 )
             path = _absolute(unquote(parts.path))
             return cls(uri=path, path=path)
-        if "@" in parts.netloc and not parts.scheme.lower().startswith("abfs"):
-            raise UserError(
-                f"the URI {parts.scheme}://***@{parts.netloc.rpartition('@')[2]}{parts.path} holds credentials; "
-                "give them through the environment instead"
-            )
-        if re.search(r"secret|password|token|access_key", parts.query, re.IGNORECASE):
-            raise UserError(
-                f"the URI {parts.scheme}://{parts.netloc}{parts.path}?*** holds credentials; "
-                "give them through the environment instead"
-            )
-        if parts.scheme.lower() in ("s3", "gs", "gcs") and not parts.netloc:
-            raise UserError(f"{text} names no bucket; write {parts.scheme}://bucket/folder")
-        try:
-            filesystem, path = _remote(text)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise UserError(
-                f"cannot use {text}: {_without_secrets(str(error))}; give a folder, or a URI that pyarrow.fs knows "
-                "(s3://, gs://, file://) with credentials in the environment"
-            ) from None
-        return cls(uri=text, path=path.rstrip("/"), filesystem=filesystem)
+        filesystem, path = open_uri(text)
+        return cls(uri=text, path=path, filesystem=filesystem)
 
     @classmethod
     def inside(cls, filesystem: pafs.FileSystem, path: str, uri: str) -> Location:
@@ -163,13 +128,11 @@ class Location:
         Raises:
             UserError, EvorayError: when the place cannot be reached.
         """
-        try:
-            if self.filesystem is None:
-                return os.stat(self.path).st_size if os.path.isfile(self.path) else None
-            info = self.filesystem.get_file_info(self.path)
-        except (pa.ArrowException, OSError) as error:
-            self._fail("look at", error)
-        return int(info.size) if info.type == pafs.FileType.File else None
+        if self.filesystem is not None:
+            info = self._info(self.filesystem)
+            return int(info.size) if info.type == pafs.FileType.File else None
+        with self._named("look at"):
+            return os.stat(self.path).st_size if os.path.isfile(self.path) else None
 
     def exists(self) -> bool:
         """Whether there is a file or folder.
@@ -177,12 +140,9 @@ class Location:
         Raises:
             UserError, EvorayError: when the place cannot be reached.
         """
-        try:
-            if self.filesystem is None:
-                return os.path.exists(self.path)
-            return bool(self.filesystem.get_file_info(self.path).type != pafs.FileType.NotFound)
-        except (pa.ArrowException, OSError) as error:
-            self._fail("look at", error)
+        if self.filesystem is None:
+            return os.path.exists(self.path)
+        return bool(self._info(self.filesystem).type != pafs.FileType.NotFound)
 
     def list(self) -> list[str]:
         """Sorted names of the files and folders directly inside; none where there is no folder.
@@ -192,52 +152,53 @@ class Location:
         Raises:
             UserError, EvorayError: when the place cannot be reached.
         """
-        try:
-            if self.filesystem is None:
-                names = os.listdir(self.path)
-            else:
-                found = self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
-                names = [info.base_name for info in found]
-        except FileNotFoundError:
-            return []
-        except (pa.ArrowException, OSError) as error:
-            self._fail("list", error)
-        return sorted(name for name in names if not _TEMPORARY.match(name))
+        return [name for name in self._names() if not _TEMPORARY.match(name)]
 
-    def read_bytes(self) -> bytes:
+    def read_bytes(self, sha256: str | None = None) -> bytes:
         """The whole file.
 
+        Args:
+            sha256: its digest, hexadecimal, where it is known. A remote file that has another one is fetched again.
+
         Raises:
             FileNotFoundError: when there is none.
+            CorruptError: when it has another digest.
             UserError, EvorayError: when it cannot be read.
         """
-        try:
-            if self.filesystem is None:
-                return Path(self.path).read_bytes()
-            with self.filesystem.open_input_stream(self.path) as stream:
-                return bytes(stream.read())
-        except FileNotFoundError:
-            raise FileNotFoundError(f"there is no file {self}") from None
-        except (pa.ArrowException, OSError) as error:
-            self._fail("read", error)
+        for left in reversed(range(self._reads(sha256))):
+            data = b"".join(self._pieces())
+            if sha256 is None or self._is(hashlib.sha256(data).hexdigest(), sha256, left):
+                break
+        return data
 
-    def download(self, target: Path) -> None:
+    def download(self, target: Path, sha256: str | None = None) -> None:
         """Copies the file to a local path, in pieces.
+
+        Args:
+            target: the path; where it fails, a part of the file may lie there.
+            sha256: its digest, hexadecimal, where it is known. A remote file that has another one is fetched again.
 
         Raises:
             FileNotFoundError: when there is none.
-            UserError, EvorayError: when it cannot be read or the copy cannot be written.
+            CorruptError: when it has another digest.
+            DiskError: when the copy cannot be written.
+            UserError, EvorayError: when it cannot be read.
         """
-        try:
-            with self._stream() as stream, target.open("wb") as copy:
-                while piece := stream.read(_COPY_BYTES):
-                    copy.write(piece)
-                copy.flush()
-                os.fsync(copy.fileno())
-        except FileNotFoundError:
-            raise FileNotFoundError(f"there is no file {self}") from None
-        except (pa.ArrowException, OSError) as error:
-            self._fail("fetch", error)
+        for left in reversed(range(self._reads(sha256))):
+            digest = hashlib.sha256()
+            try:
+                with target.open("wb") as copy:
+                    for piece in self._pieces():
+                        digest.update(piece)
+                        copy.write(piece)
+                    copy.flush()
+                    os.fsync(copy.fileno())
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                raise DiskError(f"cannot write {target}: {error.strerror}") from error
+            if self._is(digest.hexdigest(), sha256, left):
+                break
 
     def write_bytes(self, data: bytes) -> None:
         """Writes the whole file, replacing what was there; nobody ever sees a part of it.
@@ -265,7 +226,8 @@ class Location:
         """A local path to write this file to. It is published when the block ends well, and gone when it doesn't.
 
         So a writer can verify what it wrote before anyone sees it. Locally the path lies in the same folder and is
-        renamed after it has reached the disk; a remote file is uploaded from a temporary folder and its size compared.
+        renamed after it has reached the disk; a remote file is uploaded from a temporary folder under another name,
+        its size compared, and then renamed, too.
 
         Yields:
             The path, where nothing lies yet.
@@ -276,12 +238,15 @@ class Location:
         if self.filesystem is not None:
             with tempfile.TemporaryDirectory(prefix="evoray-") as folder:
                 path = Path(folder) / self.name
-                yield path
+                try:
+                    yield path
+                except OSError as error:
+                    self._fail("write", error)
                 with to_the_end():
-                    self._upload(path)
+                    self._upload(path, self.filesystem)
             return
         target = Path(self.path)
-        path = target.parent / f".{target.name}.{secrets.token_hex(8)}.tmp"
+        path = target.parent / self._temporary_name()
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -304,54 +269,84 @@ class Location:
         Raises:
             UserError, EvorayError: when it cannot be deleted.
         """
-        try:
-            if self.filesystem is None:
-                Path(self.path).unlink(missing_ok=True)
+        filesystem = self.filesystem
+        with contextlib.suppress(FileNotFoundError), self._named("delete"):
+            if filesystem is None:
+                os.unlink(self.path)
             else:
-                self.filesystem.delete_file(self.path)
-        except FileNotFoundError:
-            return
-        except (pa.ArrowException, OSError) as error:
-            self._fail("delete", error)
+                retried(lambda: filesystem.delete_file(self.path))
 
     def remove_temporary(self) -> None:
         """Deletes what killed writers left half-written directly inside this folder."""
-        if self.filesystem is None:
-            for path in Path(self.path).glob(".*.tmp"):
-                if _TEMPORARY.match(path.name):
-                    path.unlink(missing_ok=True)
+        for name in self._names():
+            if _TEMPORARY.match(name):
+                (self / name).delete()
 
-    def _stream(self) -> pa.NativeFile:
-        if self.filesystem is None:
-            return pa.OSFile(self.path, "rb")
-        return self.filesystem.open_input_stream(self.path)
+    def _info(self, filesystem: pafs.FileSystem) -> pafs.FileInfo:
+        with self._named("look at"):
+            return retried(lambda: filesystem.get_file_info(self.path))
 
-    def _upload(self, source: Path) -> None:
+    def _names(self) -> tuple[str, ...]:
         filesystem = self.filesystem
-        assert filesystem is not None
-        size = source.stat().st_size
-        parent = self.path.rpartition("/")[0]
+        with contextlib.suppress(FileNotFoundError), self._named("list"):
+            if filesystem is None:
+                return tuple(sorted(os.listdir(self.path)))
+            inside = pafs.FileSelector(self.path, allow_not_found=True)
+            return tuple(sorted(info.base_name for info in retried(lambda: filesystem.get_file_info(inside))))
+        return ()
+
+    def _pieces(self) -> Iterator[bytes]:
+        with self._named("read"):
+            if self.filesystem is None:
+                with open(self.path, "rb") as file:
+                    while piece := file.read(PIECE_BYTES):
+                        yield piece
+            else:
+                yield from pieces(self.filesystem, self.path)
+
+    def _reads(self, sha256: str | None) -> int:
+        return 1 if sha256 is None or self.filesystem is None else _READS
+
+    def _is(self, found: str, wanted: str | None, left: int) -> bool:
+        """Whether a digest is the wanted one; where it is not, and no try is left, that is an error."""
+        if wanted is None or found == wanted:
+            return True
+        if not left:
+            raise CorruptError(f"its sha256 is {found} instead of {wanted}")
+        TRANSFERS.add(retries=1)
+        return False
+
+    def _temporary_name(self) -> str:
+        return f".{self.name}.{secrets.token_hex(8)}.tmp"
+
+    def _upload(self, source: Path, filesystem: pafs.FileSystem) -> None:
+        """The one place from where this package puts a file on object storage."""
+        aside = f"{self.path.rpartition('/')[0]}/{self._temporary_name()}"
+        with self._named("write"):
+            publish(filesystem, source, self.path, aside)
+
+    @contextlib.contextmanager
+    def _named(self, verb: str) -> Iterator[None]:
+        """Gives errors inside this place's name.
+
+        Raises:
+            FileNotFoundError: when there is no file.
+            UserError, EvorayError: when something else failed.
+        """
         try:
-            # Object stores have no folders, and a bucket must not be made in passing; other file systems want them.
-            if parent and filesystem.type_name not in _OBJECT_STORES:
-                filesystem.create_dir(parent, recursive=True)
-            with source.open("rb") as local, filesystem.open_output_stream(self.path) as stream:
-                while piece := local.read(_COPY_BYTES):
-                    stream.write(piece)
+            yield
+        except FileNotFoundError:
+            raise FileNotFoundError(f"there is no file {self}") from None
         except (pa.ArrowException, OSError) as error:
-            self._fail("write", error)
-        # Closing a stream after an error publishes what it got so far, so only the size tells.
-        found = self.size()
-        if found != size:
-            raise EvorayError(f"{self} has {found} bytes after an upload of {size}; run the same command again")
+            self._fail(verb, error)
 
     def _fail(self, verb: str, error: Exception) -> NoReturn:
-        text = _without_secrets(getattr(error, "strerror", None) or str(error))
+        text = without_secrets(getattr(error, "strerror", None) or str(error))
         if self.filesystem is None:
             if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
                 raise EvorayError(f"cannot {verb} {self}: {text}") from error
             raise UserError(f"cannot {verb} {self}: {text}; give a place that may be read and written") from error
-        if _USERS.search(text):
+        if is_users(text):
             raise UserError(
                 f"cannot {verb} {self}: {text}; check the bucket's name and the credentials in the environment"
             ) from None

@@ -1,0 +1,130 @@
+"""URIs of places: what they may say, the file system behind them, and how they are told without secrets.
+
+Holds: `open_uri`, `without_secrets`, `is_users`.
+
+Credentials come from the environment or the object store's usual chain. A URI stands in settings, logs and messages,
+so one that holds some is refused.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from evoray.errors import UserError
+
+CONNECT_SECONDS = 10.0
+"""For a connection to object storage."""
+
+STALLED_SECONDS = 60.0
+"""After so long without a byte a request counts as failed. Storage under load takes seconds to begin an answer."""
+
+S3_OPTIONS = ("endpoint_override", "region", "scheme")
+"""What may stand behind the question mark of an `s3://` URI."""
+
+# What object stores say when it is the user who has to act: no credentials, wrong ones, no rights, no bucket.
+_USERS = re.compile(
+    r"credential|access.?denied|forbidden|unauthori[sz]ed|no.?such.?bucket|bucket.{0,40}(not found|does not exist)"
+    r"|invalid.?access.?key|signature|permission|could not resolve region|HTTP status 30[17]|\b40[13]\b",
+    re.IGNORECASE,
+)
+_SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL", re.IGNORECASE)
+_SECRET_PARAMETER = re.compile(
+    r"([\w.\-]*(?:secret|password|token|access_?key|credential|signature|\bsig)[\w.\-]*=)[^&\s'\"]+", re.IGNORECASE
+)
+_USER = re.compile(r"//[^/@\s]+@")
+
+
+def is_users(text: str) -> bool:
+    """Whether an error of an object store asks the user to act; trying again would not help."""
+    return bool(_USERS.search(text))
+
+
+def without_secrets(text: str) -> str:
+    """The first line of a text, without values of secret environment variables and without credentials of URIs."""
+    line = (text.splitlines() or [""])[0]
+    for name, value in os.environ.items():
+        if len(value) >= 8 and _SECRET_NAME.search(name):
+            line = line.replace(value, "***")
+    return _SECRET_PARAMETER.sub(r"\1***", _USER.sub("//***@", line))[:300]
+
+
+def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
+    """File system and path behind a URI of anything but this machine.
+
+    Raises:
+        UserError: an unknown scheme, credentials in the URI, no bucket, or a file system that cannot be reached.
+    """
+    parts = urlsplit(uri)
+    _refuse_credentials(parts)
+    scheme = parts.scheme.lower()
+    if scheme in ("s3", "gs", "gcs") and not parts.netloc:
+        raise UserError(f"{uri} names no bucket; write {scheme}://bucket/folder")
+    try:
+        if scheme == "s3":
+            return _s3(parts), f"{parts.netloc}{unquote(parts.path)}".rstrip("/")
+        filesystem, path = _any(uri)
+        return filesystem, path.rstrip("/")
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(
+            f"cannot use {without_secrets(uri)}: {without_secrets(str(error))}; give a folder, or a URI that "
+            "pyarrow.fs knows (s3://, gs://, file://) with credentials in the environment"
+        ) from None
+
+
+def _refuse_credentials(parts: SplitResult) -> None:
+    shown = f"{parts.scheme}://{parts.netloc}{parts.path}"
+    # Azure writes the container before the @.
+    if "@" in parts.netloc and not (parts.scheme.lower().startswith("abfs") and ":" not in parts.netloc):
+        shown = f"{parts.scheme}://***@{parts.netloc.rpartition('@')[2]}{parts.path}"
+    elif _SECRET_PARAMETER.search(f"?{parts.query}") or "@" in parts.query:
+        shown = f"{shown}?***"
+    else:
+        return
+    raise UserError(f"the URI {shown} holds credentials; give them through the environment instead")
+
+
+def _s3(parts: SplitResult) -> pafs.FileSystem:
+    options = dict(parse_qsl(parts.query))
+    if unknown := [name for name in options if name not in S3_OPTIONS]:
+        raise UserError(f"the URI of s3://{parts.netloc} says '{unknown[0]}'; it may say {', '.join(S3_OPTIONS)}")
+    endpoint = options.get("endpoint_override") or os.environ.get("AWS_ENDPOINT_URL_S3")
+    endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL")
+    region = options.get("region")
+    if region is None and endpoint is None:
+        region = _s3_region(parts.netloc)
+    return _s3_client(endpoint, region, options.get("scheme"))
+
+
+# Kept, because making a client takes longer than using it.
+
+
+@functools.lru_cache(maxsize=16)
+def _s3_client(endpoint: str | None, region: str | None, scheme: str | None) -> pafs.FileSystem:
+    return pafs.S3FileSystem(
+        endpoint_override=endpoint,
+        region=region,
+        scheme=scheme,
+        connect_timeout=CONNECT_SECONDS,
+        request_timeout=STALLED_SECONDS,
+        # A small file is one request instead of three.
+        allow_delayed_open=True,
+        # Tries are made, and counted, in one place for all kinds of storage.
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=1),
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _s3_region(bucket: str) -> str:
+    return str(pafs.resolve_s3_region(bucket))
+
+
+@functools.lru_cache(maxsize=64)
+def _any(uri: str) -> tuple[pafs.FileSystem, str]:
+    filesystem, path = pafs.FileSystem.from_uri(uri)
+    return filesystem, path
