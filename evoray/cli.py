@@ -23,6 +23,7 @@ from rich.console import Console
 
 from evoray.errors import EvorayError, UserError
 from evoray.flags import complete_recipes, option_of
+from evoray.log_line import json_line
 from evoray.settings import (
     BaselineSettings,
     BuildSettings,
@@ -46,6 +47,11 @@ MONOTONICITY = "monotonicity"
 PIPE_HELP_WIDTH = 110
 """The same for help, which fills its width."""
 
+LAYERS_KEPT = "{} keeps every finished layer: the same command goes on with it"
+GENERATIONS_KEPT = "{} keeps every finished generation: the same command goes on with it"
+NOT_KEPT = "nothing is kept before it is judged: the same command begins it anew"
+"""How to go on after a stop."""
+
 # typer brings a click of its own since 0.26 and uses the installed one before; this is right for both.
 _UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
@@ -58,6 +64,8 @@ app = typer.Typer(
 )
 
 _asked = {"debug": False, "quiet": False}
+_log_format = {"json": False}
+"""Whether progress and the last line are written as JSON."""
 
 
 def _ask(context: typer.Context, parameter: typer.CallbackParam, value: bool) -> bool:
@@ -66,6 +74,15 @@ def _ask(context: typer.Context, parameter: typer.CallbackParam, value: bool) ->
     if _asked["quiet"]:
         # Read when the libraries are imported, which is later.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    return value
+
+
+def _ask_format(value: str | None) -> str | None:
+    """Remembers a choice that may stand before or after the verb."""
+    if value not in (None, "text", "json"):
+        raise typer.BadParameter(f"{value!r} is none of text, json")
+    if value is not None:
+        _log_format["json"] = value == "json"
     return value
 
 
@@ -79,6 +96,17 @@ def _version(value: bool) -> None:
 
 _Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.", callback=_ask)]
 _Quiet = Annotated[bool, typer.Option("--quiet", help="Show results only.", callback=_ask)]
+_LogFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--log-format",
+        metavar="CHOICE",
+        help="Progress and errors: text, or json, a line each. Default: text.",
+        callback=_ask_format,
+        autocompletion=lambda incomplete: [name for name in ("text", "json") if name.startswith(incomplete)],
+        show_default=False,
+    ),
+]
 _Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -86,6 +114,7 @@ _Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")
 def _common(
     debug: _Debug = False,
     quiet: _Quiet = False,
+    log_format: _LogFormat = None,
     version: Annotated[
         bool, typer.Option("--version", help="Show the version and stop.", is_eager=True, callback=_version)
     ] = False,
@@ -93,22 +122,37 @@ def _common(
     pass
 
 
-def _progress() -> Any:
+def _progress(made: str) -> Any:
+    from evoray.run.json_lines import JsonProgress
     from evoray.run.progress import Progress, RichProgress
 
-    return Progress() if _asked["quiet"] else RichProgress()
+    if _asked["quiet"]:
+        return Progress()
+    return JsonProgress(made) if _log_format["json"] else RichProgress()
 
 
 @contextmanager
-def _working(kept: str) -> Iterator[Any]:
-    """A progress for what may be stopped by Ctrl-C or SIGTERM, and then says as its last line what is kept of it."""
+def _working(made: str, kept: str) -> Iterator[Any]:
+    """A progress for what may be stopped by Ctrl-C or SIGTERM, and then says as its last line what is kept of it.
+
+    Args:
+        made: place of what is made.
+        kept: how to go on; the place is put in.
+    """
     try:
-        with _progress() as progress:
+        with _progress(made) as progress:
             yield progress
     except (KeyboardInterrupt, Stopped) as asked:
         by = f" by {asked}" if isinstance(asked, Stopped) else ""
-        print(f"stopped{by}; {kept}", file=sys.stderr)
+        _tell("stopped", f"stopped{by}; {kept.format(made)}", "warning")
         raise
+
+
+def _tell(event: str, line: str, level: str = "info") -> None:
+    """Writes a last line to standard error."""
+    if _log_format["json"]:
+        line = json_line(event, level, text=line)
+    print(line, file=sys.stderr)
 
 
 def _show(renderable: Any) -> None:
@@ -126,13 +170,13 @@ def _show_either(found: tuple[Any, Any], as_json: bool) -> None:
 
 
 def _show_outcome(line: str, as_json: bool) -> None:
-    """The last line. Programs read what stands before it, so that there it goes to standard error."""
-    if not as_json:
+    """The last line. Where programs read what stands before it, it goes to standard error."""
+    if not as_json and not _log_format["json"]:
         _show(line)
         return
     sys.stdout.flush()
     if not _asked["quiet"]:
-        print(line, file=sys.stderr)
+        _tell("done", line)
 
 
 def _show_result(result: Any, as_json: bool) -> None:
@@ -176,6 +220,7 @@ def _verb(kind: type[Settings], name: str, example: str) -> Callable[..., None]:
             parameter("as_json", _Json, False),
             parameter("debug", _Debug, False),
             parameter("quiet", _Quiet, False),
+            parameter("log_format", _LogFormat, None),
         ]
         # What a verb has of its own stands first in its help.
         for field in sorted(kind.model_fields, key=lambda field: field not in vars(kind).get("__annotations__", {})):
@@ -208,7 +253,7 @@ def _build(settings: BuildSettings, as_json: bool) -> None:
     if settings.dry_run:
         _show_either(build_estimate(settings), as_json)
         return
-    with _working(f"{settings.store} keeps every finished layer: the same command goes on with it") as progress:
+    with _working(settings.store, LAYERS_KEPT) as progress:
         manifest = run_build(settings, progress)
     _show_either(inspect(settings.store), as_json)
     _show_outcome(build_outcome(manifest, settings.store), as_json)
@@ -227,7 +272,7 @@ def _search(settings: SearchSettings, as_json: bool) -> None:
     if settings.dry_run:
         _show_either(search_estimate(settings), as_json)
         return
-    with _working(f"{settings.run} keeps every finished generation: the same command goes on with it") as progress:
+    with _working(settings.run, GENERATIONS_KEPT) as progress:
         result = search(settings, progress)
     _show_result(result, as_json)
 
@@ -248,7 +293,7 @@ def _sweep(settings: SweepSettings, as_json: bool) -> None:
     if settings.dry_run:
         _show_either(sweep_estimate(settings), as_json)
         return
-    with _working(f"{settings.run} keeps every finished generation: the same command goes on with it") as progress:
+    with _working(settings.run, GENERATIONS_KEPT) as progress:
         found = sweep(settings, progress)
     report = report_if_possible([result.run for result in found.results.values()], f"{found.run}/report")
     if as_json:
@@ -271,7 +316,7 @@ def _baseline(settings: BaselineSettings, as_json: bool) -> None:
     """What a search has to beat, for the same budget and in the same form: uniform, random, dp, owl, scores, ..."""
     from evoray.run.baseline import run_baseline
 
-    with _working("a baseline is not kept before it is judged: the same command begins it anew") as progress:
+    with _working(settings.run, NOT_KEPT) as progress:
         result = run_baseline(settings, progress)
     _show_result(result, as_json)
 
@@ -287,7 +332,7 @@ def _eval(settings: EvalSettings, as_json: bool) -> None:
     from evoray.report.tasks import task_table
     from evoray.run.evaluate import evaluate
 
-    with _working("nothing of an evaluation is kept: the same command begins it anew") as progress:
+    with _working(settings.configuration or settings.model or "", NOT_KEPT) as progress:
         found = evaluate(settings, progress)
     if as_json:
         _show_json(found.as_dict())
@@ -430,6 +475,7 @@ def _demo(
     as_json: _Json = False,
     debug: _Debug = False,
     quiet: _Quiet = False,
+    log_format: _LogFormat = None,
 ) -> None:
     """The whole job on the embedded model, in a few minutes on a laptop.
 
@@ -438,7 +484,7 @@ def _demo(
     from evoray.report.tables import certificate
     from evoray.run.demo import run_demo
 
-    with _working(f"{folder} keeps what is finished: the same command goes on with it") as progress:
+    with _working(folder, "{} keeps what is finished: the same command goes on with it") as progress:
         result = run_demo(folder, workers, progress)
     if as_json:
         _show_result(result, as_json)
@@ -468,6 +514,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         arguments: what stands behind the program's name; by default those of this process.
     """
     _asked.update(debug=False, quiet=False)
+    _log_format.update(json=False)
     if not sys.stdout.isatty():
         os.environ.setdefault("TERMINAL_WIDTH", str(PIPE_HELP_WIDTH))  # read by typer when it shows help
     try:
@@ -496,5 +543,5 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _fail(message: str, code: int) -> NoReturn:
     if _asked["debug"]:
         traceback.print_exc()
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    _tell("error", f"error: {' '.join(message.split())}", "error")
     sys.exit(code)
