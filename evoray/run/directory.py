@@ -12,7 +12,7 @@ import platform
 import threading
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import IO, Any, Self
 
 import numpy as np
@@ -38,6 +38,9 @@ BEAT = 10.0
 
 STALE = 60.0
 """Seconds without a heartbeat after which its driver counts as dead."""
+
+LOOK = 2.0
+"""Seconds between looks whether it beats."""
 
 
 HOLDS = {MANIFEST: "a store", BUILDING: "a store", SWEEP: "a sweep", IDENTITY: "a run"}
@@ -68,13 +71,14 @@ class RunDirectory:
 
     Args:
         place: folder or URI.
+        note: told of a wait.
 
     Raises:
         UserError: another driver works in it, or it is a store or a sweep.
     """
 
-    def __init__(self, place: str | Location) -> None:
-        self.location = Location.parse(place)
+    def __init__(self, place: str | Location, note: Callable[[str], None] = lambda text: None) -> None:
+        self.location, self._note = Location.parse(place), note
         self._lock: IO[str] | None = None
         self._stop = threading.Event()
         self._beats: threading.Thread | None = None
@@ -106,7 +110,7 @@ class RunDirectory:
             return self
         beat = self._beat()
         if beat is not None and time.time() - beat["time"] < STALE:
-            raise self._in_use(beat["owner"], f", or wait {STALE:.0f} s if it was killed")
+            self._await_death(beat)
         self._write_beat()
         self._beats = threading.Thread(target=self._keep_beating, name="heartbeat", daemon=True)
         self._beats.start()
@@ -124,12 +128,30 @@ class RunDirectory:
             with contextlib.suppress(EvorayError):
                 (self / DRIVER).delete()
 
-    def _in_use(self, owner: str, remedy: str = "") -> UserError:
+    def _await_death(self, beat: dict[str, Any]) -> None:
+        """Waits for the next beat of a driver, which tells that it lives, or for so long that it counts as dead.
+
+        A job that was killed is often submitted again at once, by a person or by KubeRay.
+        """
+        left = STALE - (time.time() - beat["time"])
+        self._note(f"waiting up to {left:.0f} s: {self._whose(beat['owner'])} used this run, and may live")
+        until = time.monotonic() + left
+        while (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, LOOK))
+            now = self._beat()
+            if now is None:
+                return  # it ended well meanwhile
+            if now != beat:
+                raise self._in_use(now["owner"])
+
+    def _in_use(self, owner: str) -> UserError:
+        who = self._whose(owner)
+        return UserError(f"run directory {self.location} is in use by {who}; stop it first, or give another --run")
+
+    @staticmethod
+    def _whose(owner: str) -> str:
         host, _, rest = owner.partition(":")
-        who = f"process {rest.partition(':')[0]} on {host}" if rest else "another driver"
-        return UserError(
-            f"run directory {self.location} is in use by {who}; stop it first{remedy}, or give another --run"
-        )
+        return f"process {rest.partition(':')[0]} on {host}" if rest else "another driver"
 
     def _lock_text(self) -> str:
         assert self._lock is not None

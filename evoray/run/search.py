@@ -77,7 +77,7 @@ def search(settings: SearchSettings, progress: Progress | None = None, shared: S
     seed = shared.seed if shared is not None else None
     if seed is not None:
         plan = replace(plan, init=seed.name)
-    with RunDirectory(settings.run) as run:
+    with RunDirectory(settings.run, progress.note) as run:
         run.settle(plan.identity, plan.settings.model_dump(mode="json"))
         journal, start = Journal(run.location), plan.start if plan.init is None else run.start()
         strategy = None

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -131,10 +132,15 @@ def beat(bucket: Location) -> dict[str, Any]:
     return json.loads((bucket / DRIVER).read_bytes())
 
 
-def test_a_driver_that_beats_keeps_others_out(bucket: Location) -> None:
+def test_a_driver_that_beats_keeps_others_out(bucket: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory, "BEAT", 0.01)
+    monkeypatch.setattr(directory, "LOOK", 0.02)
+    notes: list[str] = []
     with RunDirectory(bucket):
-        with pytest.raises(UserError, match=r"memory://bucket is in use by process \d+ on \S+; stop it first, or wait"):
-            RunDirectory(bucket).__enter__()
+        with pytest.raises(UserError, match=r"memory://bucket is in use by process \d+ on \S+; stop it first, or give"):
+            RunDirectory(bucket, notes.append).__enter__()
+        (note,) = notes
+        assert note.startswith("waiting up to 60 s: process ")
         assert (bucket / DRIVER).exists()
     assert not (bucket / DRIVER).exists()
     with RunDirectory(bucket):
@@ -148,6 +154,30 @@ def test_a_driver_without_a_heartbeat_counts_as_dead(bucket: Location) -> None:
         with RunDirectory(bucket):
             assert beat(bucket)["owner"] != old["owner"]
         assert run.location == bucket
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_driver_that_was_just_killed_or_just_ends_is_waited_for(
+    bucket: Location, monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    monkeypatch.setattr(directory, "LOOK", 0.02)
+    monkeypatch.setattr(directory, "STALE", 600.0 if ends else 0.2)
+    looks = 0
+
+    def sleep(seconds: float) -> None:
+        nonlocal looks
+        looks += 1
+        assert seconds <= 0.02
+        if ends and looks == 3:
+            (bucket / DRIVER).delete()
+        real(seconds)
+
+    real = time.sleep
+    (bucket / DRIVER).write_bytes(json.dumps({"owner": "host:1:2", "time": time.time()}).encode())
+    monkeypatch.setattr(directory.time, "sleep", sleep)
+    with RunDirectory(bucket):
+        assert beat(bucket)["owner"] != "host:1:2"
+    assert looks == 3 if ends else looks > 3
 
 
 def test_a_damaged_heartbeat_is_no_driver(bucket: Location) -> None:
