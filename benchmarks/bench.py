@@ -23,7 +23,18 @@ from benchmarks.reuse import ReuseBench
 from evoray.model import ModelAdapter, load_model
 from evoray.store import VariantStore
 
-HEADER = ["row", "case", "goal", "ratio", "range", "candidate tokens/s", "other side's tokens/s", "blocks run"]
+HEADER = [
+    "row",
+    "case",
+    "goal",
+    "ratio",
+    "range",
+    "candidate tokens/s",
+    "other side's tokens/s",
+    "blocks run",
+    "memory",
+]
+"""`memory`: the most that is held beside the base model and ready weights; the goal is the limit, 2,048 MiB."""
 
 GOALS = {
     "quantization": ("128 offspring x 2,048 tokens, against plain passes", 1.4),

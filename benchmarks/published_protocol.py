@@ -21,6 +21,7 @@ from evoray.evolve import Purpose, rng
 from evoray.fitness import Fitness
 from evoray.formats import dense_weight
 from evoray.model import load_model
+from evoray.run.shapes import Shapes
 from evoray.run.teacher import teach_text
 from evoray.space import Budget, Measure, Tie, quantization_space
 from evoray.store import VariantStore
@@ -116,7 +117,7 @@ def protocol_row(
     targets = published.teach(documents)
     workers = 0 if device != "cpu" else cores
     with evoray.open_pool(model, str(store.location), workers=workers, device=device) as pool:
-        works = teach_text(pool, text, tokens_per_pass=2048).works(batches)
+        works = teach_text(pool, text, shapes=Shapes()).works(batches)
         rows_NL = space.rows(genotypes)
         # Once each beforehand: files in the page cache there, variants ready here.
         pool.measure(rows_NL, works, Fitness.kl)
@@ -135,4 +136,4 @@ def protocol_row(
             lambda: clock.time(publish),
             check,
         )
-    return [*timed.cells(candidates * tokens), ""]
+    return [*timed.cells(candidates * tokens), "", ""]

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.clock import Clock, interleaved
 from benchmarks.population import block_drops, offspring
-from evoray.evaluator import Evaluator, Work
+from evoray.evaluator import Evaluator, Work, peak_bytes
 from evoray.evolve import Purpose, rng
 from evoray.fitness import Fitness
 from evoray.model import DropKind, ModelAdapter
@@ -77,15 +77,17 @@ class ReuseBench:
             lambda: self._plain(evaluator, rows_NL, works, teacher),
             _check,
         )
-        return [*timed.cells(len(rows_NL) * tokens), f"{share:.3f}"]
+        # Variants are ready by now, so what is allocated is all beside them.
+        peak = peak_bytes(self.adapter.device, population)
+        return [*timed.cells(len(rows_NL) * tokens), f"{share:.3f}", f"{peak / (1 << 20):,.0f} MiB"]
 
     def _plain(
         self, evaluator: Evaluator, rows_NL: np.ndarray, works: Sequence[Work], teacher: Sequence[torch.Tensor]
     ) -> tuple[float, np.ndarray]:
         """Seconds of the plain passes with their loss, and the losses [N, B]. Putting weights in place is not timed."""
         seconds, losses = 0.0, []
-        for row_L in rows_NL:
-            evaluator._install(row_L)
+        for row_L in evaluator.sites.ordered(rows_NL):
+            evaluator.sites.install(row_L)
             took, losses_B = self.clock.time(lambda: _plain_losses(evaluator, works, teacher))
             seconds += took
             losses.append(losses_B)

@@ -18,6 +18,7 @@ from evoray.run.export import run_export
 from evoray.run.ground import USUAL_SEQUENCE, block_length
 from evoray.run.progress import Progress
 from evoray.run.search import search as _search
+from evoray.run.shapes import Shapes
 from evoray.run.sweep import Sweep
 from evoray.run.sweep import sweep as _sweep
 from evoray.run.teacher import TaughtText, teach_text
@@ -152,4 +153,4 @@ def search_text(
         max_tokens=tokens,
         bos=resolve_bos(BosPolicy.auto, tokenizer),
     )
-    return teach_text(pool, text, tokens_per_pass=tokens_per_pass)
+    return teach_text(pool, text, shapes=Shapes(tokens_per_pass))

@@ -97,7 +97,7 @@ def test_sorted_order_is_one_by_one(data, folder):
     work = a_batch()
     some = tuple(data.draw(st.lists(st.sampled_from(names), unique=True, min_size=2)))
     rows_NL = population(len(store.manifest.layers), len(some), seed=data.draw(st.integers(0, 99)))
-    limits = {"boundary_bytes": data.draw(st.sampled_from([0, 6000, 1 << 30])), "variant_bytes": 30_000}
+    limits = {"work_bytes": data.draw(st.sampled_from([1, 200_000, 250_000, 1 << 30])), "variant_bytes": 30_000}
     together = Evaluator(adapter, store, droppable=some, **limits)
     found_NB = together.losses(rows_NL, work, Fitness.perplexity)
     alone = Evaluator(adapter, store, droppable=some, reuse=False)

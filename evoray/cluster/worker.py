@@ -11,26 +11,22 @@ import os
 import platform
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from evoray.errors import EvorayError, UserError
-from evoray.settings import BOUNDARY_BYTES, TOP_K, VARIANT_BYTES, VOCABULARY_CHUNK
+from evoray.settings import TOP_K, VARIANT_BYTES, WORK_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import numpy as np
 
     from evoray.evaluator import Work
     from evoray.fitness import Fitness
 
-Result = TypeVar("Result")
-
 FORWARDED = ("HF_TOKEN", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 """Environment that decides what a worker can load. It travels as an argument, not in Ray's runtime environment,
 because that one is shown on dashboards and a token must not be."""
 
-MEASUREMENTS = frozenset({"teach", "influences"})
+MEASUREMENTS = frozenset({"teach", "influences", "pass_bytes"})
 """Methods of an evaluator that `Worker.each` runs: (batch, arguments) -> what it says of the batch."""
 
 
@@ -64,9 +60,8 @@ class WorkerSpec:
         weights_digest: of the base weights, as the driver found them; a worker that loads others is refused. None where
             the driver did not look; the store's is compared in any case.
         threads: of torch, per worker.
-        vocabulary_chunk: rows of the head per matrix product.
         top_k: of the base model's tokens, how many a KL over top tokens looks at.
-        boundary_bytes: limit of kept states at block boundaries.
+        work_bytes: limit of all beside the base model and ready weights.
         variant_bytes: limit of ready weights on the device.
         reuse: resume candidates from common prefixes.
         droppable: names of sublayers and blocks that candidates may do without, in the order of their columns.
@@ -84,9 +79,8 @@ class WorkerSpec:
     device: str = "auto"
     weights_digest: str | None = None
     threads: int = 1
-    vocabulary_chunk: int = VOCABULARY_CHUNK
     top_k: int = TOP_K
-    boundary_bytes: int = BOUNDARY_BYTES
+    work_bytes: int = WORK_BYTES
     variant_bytes: int = VARIANT_BYTES
     reuse: bool = True
     droppable: tuple[str, ...] = ()
@@ -103,7 +97,6 @@ class DeviceRecord:
     dtype: str
     attention: str
     threads: int
-    vocabulary_chunk: int
     top_k: int
     python: str
     torch: str
@@ -172,9 +165,8 @@ class Worker:
             adapter,
             store,
             droppable=spec.droppable,
-            vocabulary_chunk=spec.vocabulary_chunk,
             top_k=spec.top_k,
-            boundary_bytes=spec.boundary_bytes,
+            work_bytes=spec.work_bytes,
             variant_bytes=spec.variant_bytes,
             reuse=spec.reuse,
         )
@@ -187,41 +179,23 @@ class Worker:
             dtype=str(adapter.dtype).removeprefix("torch."),
             attention=str(getattr(model.config, "_attn_implementation", None)),
             threads=spec.threads,
-            vocabulary_chunk=spec.vocabulary_chunk,
             top_k=spec.top_k,
             **found,
         )
 
     def losses(self, rows_NL: np.ndarray, work: Work, fitness: Fitness) -> np.ndarray:
-        """As `Evaluator.losses`; says what to lower when the device's memory is full."""
-        return self._within_memory(lambda: self.evaluator.losses(rows_NL, work, fitness))
+        """As `Evaluator.losses`."""
+        return self.evaluator.losses(rows_NL, work, fitness)
 
     def each(self, method: str, work: Work, *arguments: Any) -> Any:
-        """What one of the evaluator's `MEASUREMENTS` says of a batch; memory as in `losses`.
+        """What one of the evaluator's `MEASUREMENTS` says of a batch.
 
         Raises:
             EvorayError: the method is none of them.
         """
         if method not in MEASUREMENTS:
             raise EvorayError(f"{method!r} is no measurement of a worker; known are {', '.join(sorted(MEASUREMENTS))}")
-        return self._within_memory(lambda: getattr(self.evaluator, method)(work, *arguments))
-
-    def _within_memory(self, call: Callable[[], Result]) -> Result:
-        import torch
-
-        try:
-            return call()
-        except torch.OutOfMemoryError:
-            # Ready variants give way first: they come back from host memory, and no bit depends on them.
-            self.evaluator.cache.clear()
-            torch.cuda.empty_cache()
-        try:
-            return call()
-        except torch.OutOfMemoryError as error:
-            first = str(error).splitlines()[0]
-            raise EvorayError(
-                f"{self.record.device} is out of memory ({first}); lower --tokens-per-pass or --variant-memory"
-            ) from None
+        return getattr(self.evaluator, method)(work, *arguments)
 
 
 def cpu_name() -> str:

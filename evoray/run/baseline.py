@@ -15,6 +15,7 @@ from evoray.run.log import LOG, DriverLog
 from evoray.run.named import read_best
 from evoray.run.problem import choose_unmeasured, find_by_baseline
 from evoray.run.progress import Progress
+from evoray.run.shapes import settled_shapes
 from evoray.run.workers import started_pool
 from evoray.settings import BaselineSettings, command_of
 
@@ -49,6 +50,7 @@ def run_baseline(settings: BaselineSettings, progress: Progress | None = None) -
         log = DriverLog(run / LOG, progress)
         with log, started_pool(settings, ground.spec, ground.memory, log) as pool:
             run.settle_device(asdict(pool.record), settings.allow_mixed)
+            settings = settled_shapes(run, pool, ground, settings)
             began = time.monotonic()
             found = find_by_baseline(
                 settings.method,

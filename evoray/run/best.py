@@ -12,6 +12,7 @@ from evoray.cluster.worker import versions
 from evoray.run.ground import Ground
 from evoray.run.judge import judge, paired_interval
 from evoray.run.progress import Progress
+from evoray.run.shapes import Shapes
 from evoray.settings import ChoiceSettings
 from evoray.space import Genotype
 
@@ -76,6 +77,7 @@ def best_record(
         "digests": ground.digests,
         "versions": versions(),
         "device": asdict(pool.record),
+        "shapes": asdict(Shapes.of(settings)),
     }
 
 
@@ -97,7 +99,7 @@ def judged_candidates(
         pool,
         space.rows(distinct),
         ground.judge_text,
-        tokens_per_pass=settings.tokens_per_pass,
+        shapes=Shapes.of(settings),
         progress=progress.stage("judging"),
     )
     judged = dict(zip(distinct, judgements, strict=True))

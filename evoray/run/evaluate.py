@@ -16,6 +16,7 @@ from evoray.run.ground import USUAL_SEQUENCE, block_length
 from evoray.run.judge import Judgement, judge
 from evoray.run.named import configuration_of, resolve_sites, with_sources
 from evoray.run.progress import Progress
+from evoray.run.shapes import probed_shapes
 from evoray.run.tasks import TaskScore, find_tasks, run_tasks
 from evoray.run.workers import located, started_pool, worker_memory, worker_spec
 from evoray.settings import EvalSettings
@@ -150,4 +151,5 @@ def _judged(
     manifest = store.manifest if store is not None else None
     spec = replace(worker_spec(settings, facts, settings.store), droppable=tuple(site.name for site in dropped))
     with started_pool(settings, spec, worker_memory(settings, facts, manifest), progress) as pool:
-        return judge(pool, rows_NL, text, tokens_per_pass=settings.tokens_per_pass, progress=progress.stage("judging"))
+        shapes = probed_shapes(pool, text, settings)
+        return judge(pool, rows_NL, text, shapes=shapes, progress=progress.stage("judging"))

@@ -5,13 +5,14 @@ Holds: `Judgement`, `judge`, `paired_interval`, `mean_differences`.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from evoray.cluster import Pool
 from evoray.evaluator import Work
 from evoray.fitness import Fitness
+from evoray.run.shapes import Shapes
 from evoray.tokens import TokenText, all_batches
 
 PASSES_TOGETHER = 32
@@ -40,7 +41,7 @@ def judge(
     rows_NL: np.ndarray,
     text: TokenText,
     *,
-    tokens_per_pass: int,
+    shapes: Shapes,
     progress: Callable[[float], None] | None = None,
 ) -> list[Judgement]:
     """Judges candidates on every block of a text.
@@ -49,17 +50,15 @@ def judge(
         pool: who measures.
         rows_NL: int8, as `Space.rows` or `judging_rows` give them.
         text: the held-out text.
-        tokens_per_pass: most tokens of a forward pass.
+        shapes: of passes.
         progress: told the share that is done, 0 to 1.
     """
-    batches = all_batches(text, tokens_per_pass)
+    batches = all_batches(text, shapes.tokens_per_pass)
     kl_parts, entropy_parts, counted, predicted = [], [], [], []
     for first in range(0, len(batches), PASSES_TOGETHER):
         chunk = batches[first : first + PASSES_TOGETHER]
-        plain = [Work(batch.ids(text), batch.cuts) for batch in chunk]
-        taught = [
-            Work(work.ids, work.cuts, tuple(blocks)) for work, blocks in zip(plain, pool.teach(plain), strict=True)
-        ]
+        plain = [Work(batch.ids(text), batch.cuts, vocabulary_chunk=shapes.vocabulary_chunk) for batch in chunk]
+        taught = [replace(work, teacher=tuple(blocks)) for work, blocks in zip(plain, pool.teach(plain), strict=True)]
         kl_parts.append(pool.measure(rows_NL, taught, Fitness.kl))
         entropy_parts.append(pool.measure(rows_NL, plain, Fitness.perplexity))
         cuts = [cut for batch in chunk for cut in batch.cuts]

@@ -5,7 +5,7 @@ Holds: `find_by_baseline`, `choose_unmeasured`, `least_errors`, `Found`.
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from evoray.evolve import Purpose, rng
 from evoray.fitness import Fitness
 from evoray.run.ground import Ground
 from evoray.run.progress import Progress
+from evoray.run.shapes import Shapes
 from evoray.settings import ChoiceSettings
 from evoray.space import Genotype
 from evoray.store import Manifest
@@ -47,8 +48,11 @@ class _Measuring:
     def __init__(self, ground: Ground, settings: ChoiceSettings, pool: Pool, tokens: int, progress: Progress) -> None:
         self.ground, self.settings, self.pool, self.progress = ground, settings, pool, progress
         draws = rng(settings.seed, 0, Purpose.BASELINE)
-        batches = draw_batches(ground.text, tokens, draws, settings.tokens_per_pass)
-        self._plain = [Work(batch.ids(ground.text), batch.cuts) for batch in batches]
+        shapes = Shapes.of(settings)
+        batches = draw_batches(ground.text, tokens, draws, shapes.tokens_per_pass)
+        self._plain = [
+            Work(batch.ids(ground.text), batch.cuts, vocabulary_chunk=shapes.vocabulary_chunk) for batch in batches
+        ]
         self._cuts = [cut for batch in batches for cut in batch.cuts]
         self._works: dict[Fitness, list[Work]] = {}
         self.tokens = 0
@@ -77,7 +81,7 @@ class _Measuring:
         if fitness not in self._works:
             taught = self.pool.teach(self._plain, fitness)
             self._works[fitness] = [
-                Work(work.ids, work.cuts, tuple(blocks)) for work, blocks in zip(self._plain, taught, strict=True)
+                replace(work, teacher=tuple(blocks)) for work, blocks in zip(self._plain, taught, strict=True)
             ]
         return self._works[fitness]
 
@@ -97,7 +101,7 @@ def find_by_baseline(
     Args:
         baseline: itself, or its name.
         ground: what it may choose, and the text.
-        settings: seed, passes, inversion.
+        settings: seed, inversion, and the shapes of passes.
         pool: who measures.
         progress: told what happens.
         tokens: that candidates are measured on.

@@ -14,7 +14,7 @@ import numpy as np
 from evoray.baselines import Baseline, uniform
 from evoray.cluster import Pool, WorkerSpec
 from evoray.cluster.capacity import HostMemory
-from evoray.errors import UserError
+from evoray.errors import DeviceFullError, UserError
 from evoray.evolve import Lessons, Measurement, OnePlusLambda, Purpose, RaceResult, Told, rng
 from evoray.run.best import SearchResult, best_record, judged_candidates
 from evoray.run.directory import LEARNED, RunDirectory, write_lessons
@@ -25,6 +25,7 @@ from evoray.run.named import read_best
 from evoray.run.plan import SearchPlan, plan_search
 from evoray.run.problem import find_by_baseline, least_errors
 from evoray.run.progress import Progress
+from evoray.run.shapes import Shapes, ShapesRecord, settled_shapes
 from evoray.run.teacher import TaughtText, teach_text
 from evoray.run.workers import started_pool
 from evoray.settings import SearchSettings, command_of
@@ -100,6 +101,7 @@ def search(settings: SearchSettings, progress: Progress | None = None, shared: S
             ) as pool,
         ):
             run.settle_device(asdict(pool.record), settings.allow_mixed)
+            plan = replace(plan, settings=settled_shapes(run, pool, plan.ground, plan.settings))
             if plan.init is not None and start is None:
                 lessons = shared.lessons if shared is not None else None
                 start = _start_of_baseline(plan, seed or plan.init, lessons, run, pool, told)
@@ -206,27 +208,21 @@ class _Driver:
             self.pool.busy.take()  # what the teacher or the start took is of no generation
             record, lost = GenerationRecord(self.strategy.generation), self.pool.lost
             race, told = self.strategy.ask(), []
-            while (wanted := race.ask()) is not None:
-                told.append(self._measure(text, wanted, record))
-                race.tell(told[-1].losses_NB, told[-1].tokens_B)
+            try:
+                while (wanted := race.ask()) is not None:
+                    told.append(self._measure(text, wanted, record))
+                    race.tell(told[-1].losses_NB, told[-1].tokens_B)
+            except DeviceFullError as error:
+                # Losses of one generation must be of the same shapes, so it is done again from its beginning.
+                self._shrink_passes(error)
+                text = self._text()
+                continue
             row = self._row(race.result, record, time.monotonic() - began, self.pool.lost - lost)
             self.journal.commit(record, row)
             self.strategy.tell(row.outcome, told)
             self.run.write_best(self._best(row))
             self.progress.generation(row, self.strategy.generations)
-            self._publish(row)
         return reason
-
-    def _publish(self, row: GenerationRow) -> None:
-        figures = {
-            "generation": row.generation,
-            "fitness": row.fitness,
-            "bits": row.bits,
-            "candidate_tokens_per_second": row.tokens / row.seconds if row.seconds else 0.0,
-            "lost_workers": self.pool.lost,
-        }
-        busy = [seconds / row.seconds for seconds in row.busy_seconds] if row.seconds else []
-        self.pool.publish(str(self.run.location), figures, busy)
 
     def _why_stop(self) -> str | None:
         if self.strategy.parent is None:
@@ -239,22 +235,36 @@ class _Driver:
 
     def _text(self) -> TaughtText:
         if not self.ground.fitness.needs_teacher:
-            return TaughtText(self.ground.text)
+            return TaughtText(self.ground.text, Shapes.of(self.plan.settings))
         return teach_text(
             self.pool,
             self.ground.text,
-            tokens_per_pass=self.plan.settings.tokens_per_pass,
+            shapes=Shapes.of(self.plan.settings),
             fitness=self.ground.fitness,
             weights_digest=self.ground.facts.weights_digest,
             folder=self.teacher,
             progress=self.progress.stage("teacher"),
         )
 
+    def _shrink_passes(self, error: DeviceFullError) -> None:
+        """Settles smaller passes for all workers; where there are none, the error stands."""
+        longest = max(len(block) for block in self.ground.text.blocks)
+        shapes = Shapes.of(self.plan.settings).smaller(longest)
+        if shapes is None:
+            raise error
+        self.plan = replace(self.plan, settings=self.plan.settings.model_copy(update=asdict(shapes)))
+        generation = self.strategy.generation
+        ShapesRecord(self.run.location).add(shapes, generation, str(error))
+        self.progress.note(
+            f"generation {generation} is done again with passes of {shapes.tokens_per_pass} tokens and "
+            f"{shapes.vocabulary_chunk} rows of the head at once: {error}"
+        )
+
     def _measure(self, text: TaughtText, wanted: Measurement, record: GenerationRecord) -> Told:
         settings, draw = self.plan.settings, wanted.drawn
         purpose, generation = (Purpose.LASTING, 0) if draw.lasting else (Purpose.BATCHES, record.generation)
         draws = rng(settings.seed, generation, purpose, draw.index)
-        batches = draw_batches(text.text, wanted.tokens, draws, settings.tokens_per_pass, skip=draw.skip)
+        batches = draw_batches(text.text, wanted.tokens, draws, text.shapes.tokens_per_pass, skip=draw.skip)
         share = self.progress.step(f"generation {record.generation}, rung {wanted.rung + 1}")
         losses_NB = self.pool.measure(
             self.ground.space.rows(wanted.genotypes), text.works(batches), self.ground.fitness, share

@@ -14,6 +14,7 @@ from evoray.cluster import Pool
 from evoray.evaluator import Work
 from evoray.fitness import Fitness, TeacherBlock
 from evoray.fitness.teacher import blocks_of_table, teacher_table
+from evoray.run.shapes import Shapes
 from evoray.store import Location
 from evoray.store.manifest import CorruptError
 from evoray.tokens import Batch, TokenText, all_batches
@@ -30,10 +31,12 @@ class TaughtText:
 
     Attributes:
         text: the blocks.
+        shapes: of passes.
         teacher: one per block; empty for fitness that needs no teacher.
     """
 
     text: TokenText
+    shapes: Shapes
     teacher: tuple[TeacherBlock, ...] = ()
 
     def works(self, batches: Iterable[Batch]) -> list[Work]:
@@ -45,6 +48,7 @@ class TaughtText:
                 tuple(self.teacher[block].cut(cut) for block, cut in zip(batch.blocks, batch.cuts, strict=True))
                 if self.teacher
                 else (),
+                self.shapes.vocabulary_chunk,
             )
             for batch in batches
         ]
@@ -54,7 +58,7 @@ def teach_text(
     pool: Pool,
     text: TokenText,
     *,
-    tokens_per_pass: int,
+    shapes: Shapes,
     fitness: Fitness = Fitness.kl,
     weights_digest: str = "",
     folder: Location | None = None,
@@ -65,7 +69,7 @@ def teach_text(
     Args:
         pool: who computes it.
         text: of which every block is taught, whole. A cut block takes the first tokens of it.
-        tokens_per_pass: most tokens of a forward pass.
+        shapes: of passes.
         fitness: that the teacher is for.
         weights_digest: of the base model; with text and device it names what was computed.
         folder: where it is kept. What lies there under the same name and checksum is not computed again.
@@ -74,9 +78,9 @@ def teach_text(
     Raises:
         EvorayError: workers fail, or the folder can't be written.
     """
-    batches = all_batches(text, tokens_per_pass)
+    batches = all_batches(text, shapes.tokens_per_pass)
     shards = list(_shards(batches))
-    deciding = [weights_digest, text.digest, tokens_per_pass, fitness.value, asdict(pool.record)]
+    deciding = [weights_digest, text.digest, asdict(shapes), fitness.value, asdict(pool.record)]
     key = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
     known = _known(folder, key)
     if folder is not None and not known:
@@ -87,7 +91,9 @@ def teach_text(
         name = f"{number:05d}.arrow"
         table = _read(folder, name, known.get(name))
         if table is None:
-            taught = pool.teach([Work(batch.ids(text), batch.cuts) for batch in shard], fitness)
+            chunk = shapes.vocabulary_chunk
+            works = [Work(batch.ids(text), batch.cuts, vocabulary_chunk=chunk) for batch in shard]
+            taught = pool.teach(works, fitness)
             table = teacher_table([block for blocks in taught for block in blocks])
             if folder is not None:
                 data = _ipc(table)
@@ -98,7 +104,7 @@ def teach_text(
         teacher |= dict(zip((block for batch in shard for block in batch.blocks), blocks_of_table(table), strict=True))
         if progress:
             progress((number + 1) / len(shards))
-    return TaughtText(text, tuple(teacher[block] for block in range(len(text.blocks))))
+    return TaughtText(text, shapes, tuple(teacher[block] for block in range(len(text.blocks))))
 
 
 def _shards(batches: Sequence[Batch]) -> Iterable[list[Batch]]:

@@ -47,10 +47,9 @@ def worker_spec(
         device=settings.device.value,
         weights_digest=facts.weights_digest,
         threads=settings.threads_per_worker,
-        vocabulary_chunk=settings.vocabulary_chunk,
         top_k=settings.top_k if isinstance(settings, ChoiceSettings) else TOP_K,
         droppable=droppable,
-        boundary_bytes=settings.boundary_memory,
+        work_bytes=settings.work_memory,
         variant_bytes=settings.variant_memory,
     )
 

@@ -14,10 +14,11 @@ from evoray.settings.build import BuildSettings
 from evoray.settings.choice import TARGETS, BaselineSettings, ChoiceSettings, SearchSettings
 from evoray.settings.command import command_of
 from evoray.settings.fields import (
-    BOUNDARY_BYTES,
+    TOKENS_PER_PASS,
     TOP_K,
     VARIANT_BYTES,
     VOCABULARY_CHUNK,
+    WORK_BYTES,
     Device,
     Dtype,
     ModelSettings,
@@ -38,12 +39,13 @@ from evoray.settings.sweep import SweepSettings
 from evoray.settings.yaml_file import read_yaml
 
 __all__ = [
-    "BOUNDARY_BYTES",
     "PRESETS",
     "TARGETS",
+    "TOKENS_PER_PASS",
     "TOP_K",
     "VARIANT_BYTES",
     "VOCABULARY_CHUNK",
+    "WORK_BYTES",
     "BaselineSettings",
     "BuildSettings",
     "ChoiceSettings",

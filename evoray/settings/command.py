@@ -14,7 +14,7 @@ _NOT_DECIDING = {
     "address",
     "wait",
     "allow_mixed",
-    "boundary_memory",
+    "work_memory",
     "variant_memory",
     "max_hours",
     "max_tokens",

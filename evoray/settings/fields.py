@@ -57,12 +57,13 @@ Level = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(va
 Names = Annotated[tuple[str, ...], BeforeValidator(_levels)]
 
 
+TOKENS_PER_PASS = 2048
 VOCABULARY_CHUNK = 16384
-BOUNDARY_BYTES = 1 << 30
+WORK_BYTES = 2 << 30
 VARIANT_BYTES = 4 << 30
 TOP_K = 10
-"""What a worker takes where nobody says otherwise: rows of the head per product, its two limits of memory, and the
-tokens that a KL over top tokens looks at (as in EvoPress)."""
+"""What a worker takes where nobody says otherwise and memory allows: tokens of a pass, rows of the head per product,
+its two limits of memory, and the tokens that a KL over top tokens looks at (as in EvoPress)."""
 
 
 class Device(StrEnum):
@@ -172,10 +173,20 @@ class WorkSettings(Settings):
     address: str | None = Field(None, description="Address of a running Ray cluster. Default: a local one.")
     wait: float = Field(600, ge=0, description="Seconds to wait for a worker to be placed; loading is not counted.")
     allow_mixed: bool = Field(False, description="Let workers of unlike devices in, and give up bit-equal losses.")
-    tokens_per_pass: int = Field(2048, ge=8, description="Most tokens of a forward pass, padding included.")
-    vocabulary_chunk: int = Field(VOCABULARY_CHUNK, ge=256, description="Rows of the output head per matrix product.")
-    boundary_memory: Bytes = Field(
-        BOUNDARY_BYTES, description="Memory for states at block boundaries, per worker. Default: 1GiB."
+    tokens_per_pass: int | None = Field(
+        None,
+        ge=8,
+        description="Most tokens of a forward pass, padding included. Default: 2048, or what --work-memory allows.",
+    )
+    vocabulary_chunk: int | None = Field(
+        None,
+        ge=256,
+        description="Rows of the output head per matrix product. Default: 16384, or what --work-memory allows.",
+    )
+    work_memory: Bytes = Field(
+        WORK_BYTES,
+        description="Memory for all beside base model and ready variants, per worker: a pass, states at block "
+        "boundaries, weights in the making. Default: 2GiB.",
     )
     variant_memory: Bytes = Field(
         VARIANT_BYTES, description="Memory for ready variants on the device, per worker. Default: 4GiB."

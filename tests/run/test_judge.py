@@ -12,6 +12,7 @@ from evoray.cluster import LocalPool
 from evoray.formats import dense_weight
 from evoray.run.judge import PASSES_TOGETHER, Judgement, judge, paired_interval
 from evoray.run.plan import plan_search
+from evoray.run.shapes import Shapes
 from evoray.store import VariantStore
 from evoray.tokens import TokenText, all_batches
 
@@ -47,9 +48,9 @@ def test_kl_and_perplexity_are_those_of_two_whole_models(material: Material, tex
     rows_NL = np.stack([np.full(layers, -1), np.full(layers, 0), mixed]).astype(np.int8)
     with LocalPool(material.spec) as pool:
         # Small passes: more of them than are judged together.
-        judged = judge(pool, rows_NL, text, tokens_per_pass=40)
+        judged = judge(pool, rows_NL, text, shapes=Shapes(40))
         assert len(all_batches(text, 40)) != len(all_batches(text, 400))
-        together = judge(pool, rows_NL, text, tokens_per_pass=400)
+        together = judge(pool, rows_NL, text, shapes=Shapes(400))
     assert len(text.blocks) > 3
     for row_L, one, other in zip(rows_NL, judged, together, strict=True):
         kl, perplexity, kl_B = reference(material, text, row_L)
@@ -70,9 +71,9 @@ def test_more_passes_than_are_judged_together_are_all_judged(
     rows_NL = np.zeros((1, len(VariantStore.open(material.store).manifest.layers)), dtype=np.int8)
     shares: list[float] = []
     with LocalPool(material.spec) as pool:
-        whole = judge(pool, rows_NL, text, tokens_per_pass=80)[0]
+        whole = judge(pool, rows_NL, text, shapes=Shapes(80))[0]
         monkeypatch.setattr("evoray.run.judge.PASSES_TOGETHER", 2)
-        parts = judge(pool, rows_NL, text, tokens_per_pass=80, progress=shares.append)[0]
+        parts = judge(pool, rows_NL, text, shapes=Shapes(80), progress=shares.append)[0]
     assert PASSES_TOGETHER > len(shares) > 1
     assert shares == sorted(shares)
     assert shares[-1] == 1.0

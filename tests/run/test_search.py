@@ -20,6 +20,7 @@ from evoray.run.journal import GenerationRow, Journal
 from evoray.run.judge import judge
 from evoray.run.plan import plan_search
 from evoray.run.search import search
+from evoray.run.shapes import Shapes
 from evoray.run.workers import located, worker_spec
 from evoray.settings import EvalSettings
 from evoray.store import Location
@@ -104,7 +105,7 @@ def test_top_tokens_decide_a_search_and_are_part_of_what_it_is(
         assert all(0 < row.fitness <= row.parent_fitness for row in rows[1:])
         # Judged over the whole vocabulary, whatever the search looked at.
         plan = plan_search(material.settings(tmp_path, **wanted))
-        judged = judge(own, plan.ground.space.rows([rows[-1].winner]), plan.ground.judge_text, tokens_per_pass=128)
+        judged = judge(own, plan.ground.space.rows([rows[-1].winner]), plan.ground.judge_text, shapes=Shapes(128))
         assert best["held_out"]["candidates"]["found"]["kl"] == judged[0].kl
         with pytest.raises(UserError, match="top_k: 3 there, 4 now"):
             search(material.settings(tmp_path, **wanted | {"top_k": 4}))

@@ -14,6 +14,7 @@ from evoray.evaluator import Work
 from evoray.fitness import Fitness, TeacherBlock
 from evoray.run import teacher
 from evoray.run.plan import plan_search
+from evoray.run.shapes import Shapes
 from evoray.run.teacher import TaughtText, teach_text
 from evoray.store import Location
 from evoray.tokens import TokenText
@@ -52,7 +53,7 @@ def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 def taught(pool: Counting, text: TokenText, folder: Location | None, digest: str = "d") -> tuple[TaughtText, int]:
     """The text, and how many shards were computed for it."""
     before = pool.calls
-    found = teach_text(pool, text, tokens_per_pass=128, weights_digest=digest, folder=folder)
+    found = teach_text(pool, text, shapes=Shapes(128), weights_digest=digest, folder=folder)
     return found, pool.calls - before
 
 
@@ -132,7 +133,7 @@ def test_another_model_or_another_size_of_passes_is_another_teacher(
     assert taught(pool, text, folder, "another")[1] == 0
     assert taught(pool, text, folder)[1] == shards
     before = pool.calls
-    teach_text(pool, text, tokens_per_pass=64, weights_digest="d", folder=folder)
+    teach_text(pool, text, shapes=Shapes(64), weights_digest="d", folder=folder)
     assert pool.calls > before
 
 
@@ -141,7 +142,7 @@ def test_each_fitness_has_a_teacher_of_its_own(pool: Counting, text: TokenText, 
     shards = taught(pool, text, folder)[1]
     for computed in (shards, 0):
         before = pool.calls
-        found = teach_text(pool, text, tokens_per_pass=128, fitness=Fitness.kl_topk, weights_digest="d", folder=folder)
+        found = teach_text(pool, text, shapes=Shapes(128), fitness=Fitness.kl_topk, weights_digest="d", folder=folder)
         assert pool.calls - before == computed
         for block, kept in zip(text.blocks, found.teacher, strict=True):
             assert kept.ids is not None

@@ -6,7 +6,7 @@ import torch
 from stores import tiny_store
 from tiny import tiny_model
 
-import evoray.evaluator
+import evoray.evaluator.cache
 from evoray.errors import EvorayError, UserError
 from evoray.evaluator import VariantCache
 from evoray.formats import dense_weight
@@ -34,7 +34,7 @@ def test_ready_weights_stay_within_their_limit(adapter, store, monkeypatch, limi
             assert cache.bytes + weight.nbytes <= limit, "room has to be made before a weight is"
         return weight
 
-    monkeypatch.setattr(evoray.evaluator, "dense_weight", watched)
+    monkeypatch.setattr(evoray.evaluator.cache, "dense_weight", watched)
     rng = np.random.default_rng(3)
     names = list(adapter.layers)
     recent: list[tuple[str, str]] = []
@@ -55,7 +55,8 @@ def test_ready_weights_stay_within_their_limit(adapter, store, monkeypatch, limi
         assert cache.bytes == sum(size[name] for name, _ in recent) <= limit
         wanted = adapter.ready(key[0], dense_weight(store.read(*key), torch.float32))
         assert torch.equal(weight, wanted)
-    cache.clear()
+    while cache.halve():
+        assert cache.bytes <= cache.limit
     assert cache.bytes == 0
 
 
@@ -84,7 +85,7 @@ def test_a_corrupt_variant_found_in_the_background_is_told_when_it_is_asked_for(
         raise UserError("layer x, level 3 is corrupt")
 
     with monkeypatch.context() as patched:
-        patched.setattr(evoray.evaluator, "dense_weight", corrupt)
+        patched.setattr(evoray.evaluator.cache, "dense_weight", corrupt)
         cache.announce([(layer, "3")])
         with pytest.raises(UserError, match="level 3"):
             cache.get(layer, "3")
