@@ -39,8 +39,9 @@ class Material:
     text: str
 
     def settings(self, run: str | Path, **changes: Any) -> SearchSettings:
-        """Generation 0 and four more, in this process, about 6000 candidate tokens."""
+        """Generation 0 and four more, by the paper's rules, in this process, about 6000 candidate tokens."""
         usual: dict[str, Any] = {
+            **PAPERS,
             "model": self.model,
             "store": self.store,
             "data": self.text,
@@ -70,6 +71,12 @@ class Material:
         """Workers of these searches."""
         return WorkerSpec(model=self.model, store=self.store, device="cpu")
 
+
+PAPERS: dict[str, Any] = {"race": "fixed", "proposals": "mutation"}
+"""The paper's rules: what is measured, and how much of it, is known beforehand."""
+
+USUAL: dict[str, Any] = {"race": "sequential", "proposals": "learned"}
+"""What searches do by default."""
 
 WITHOUT_STORE: dict[str, Any] = {"store": None, "target_bits": None}
 """Changes of settings for a search that only drops."""

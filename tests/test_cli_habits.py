@@ -58,9 +58,9 @@ def test_a_dry_run_answers_in_numbers(call: Call, material: Material, tmp_path: 
     assert (build["layers"], build["levels"], build["hessian_tokens"]) == (21, ["2", "4"], 512)
     searching = choosing("search", material, tmp_path / "run", *QUICK, "--target-bits", 2.8, "--generations", 3)
     search = json.loads(call(*searching, "--dry-run", "--json").out)
-    # Four offspring, then two and their parent, of each generation.
-    assert search["candidate_tokens_per_generation"] == 4 * 64 + 3 * 128
-    assert (search["candidate_tokens"], search["search_tokens"]) == (3 * (4 * 64 + 3 * 128), 2048)
+    # Four offspring and their parent, then two and the parent, of each generation.
+    assert search["candidate_tokens_per_generation"] == 5 * 64 + 3 * 128
+    assert (search["candidate_tokens"], search["search_tokens"]) == (3 * (5 * 64 + 3 * 128), 2048)
     assert search["layers"] == 21
     assert f"{search['candidate_tokens']:,} at most" in call(*searching, "--dry-run").out
     assert not (tmp_path / "run").exists()

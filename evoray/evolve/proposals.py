@@ -158,7 +158,9 @@ class Learned:
     ) -> list[Genotype]:
         """For each table the genotype of the least sum, or one that is hard to better."""
         if not self._space.switches_G.any():
-            found = [tuple(levels_G.tolist()) for levels_G in cheapest(self._space, losses_SGK)]
+            # Budgets are used up, whatever the model says: so many are dropped as asked for, and never more.
+            levels_SG = cheapest(self._space, losses_SGK, whole=True)
+            found = [tuple(levels_G.tolist()) for levels_G in levels_SG]
             if all(map(self._space.is_legal, found)):
                 return found
         return [self._climbed(losses_GK, parents[0], rng) for losses_GK in losses_SGK]

@@ -41,6 +41,10 @@ from evoray.store import Location
 
 USUAL_GENERATIONS = 150
 
+MOST_STEPS = 4096
+"""Of which the usual search learns: a generation's matrices of steps by steps then take about a second and 128 MiB
+each."""
+
 _DECIDING = (
     "offspring",
     "survivors",
@@ -84,6 +88,7 @@ class SearchPlan:
         """
         settings, space = self.settings, self.ground.space
         assert settings.generations is not None
+        assert settings.proposals is not None
         mutation = LevelSwitch(equal_steps=settings.mutation is MutationRule.equal_steps, maximum=settings.switches)
         return OnePlusLambda(
             space,
@@ -182,6 +187,9 @@ def plan_search(settings: SearchSettings, stage: Callable[[str], object] = lambd
         )
     if settings.generations is None:
         settings = settings.model_copy(update={"generations": _generations(settings, ground)})
+    if settings.proposals is None:
+        rule = ProposalRule.learned if _steps(ground.space) <= MOST_STEPS else ProposalRule.mutation
+        settings = settings.model_copy(update={"proposals": rule})
     start = _start(settings, ground) if settings.init is not None and init is None else None
     if init is not None:
         choose_unmeasured(init, ground, settings)
@@ -196,6 +204,12 @@ def _generations(settings: SearchSettings, ground: Ground) -> int:
     genes = [gene for gene in ground.space.genes if DROPPED in gene.levels]
     count = max(sum(gene.budget == budget for gene in genes) for budget in range(len(ground.space.limits)))
     return max(1, math.ceil(drop * (count - drop) / 1.5))
+
+
+def _steps(space: Space) -> int:
+    """Of a gene from a level to the next, as the additive model counts them."""
+    genes, levels = space.costs_GK.shape
+    return int(genes * (levels - 1))
 
 
 def _baseline(settings: SearchSettings) -> str | None:

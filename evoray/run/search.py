@@ -328,12 +328,24 @@ class _Driver:
         named = {"found": parent, "start": self._start(), "uniform": uniform(self.ground.space)}
         if (by_errors := least_errors(self.ground, self.plan.settings)) is not None:
             named["dp"] = by_errors
+        if (errors := self._expected_errors()) is not None:
+            best["accepted"], said = errors
+            self.progress.note(said)
         best["held_out"] = judged_candidates(self.ground, self.plan.settings, self.pool, named, self.progress)
         if (lessons := self.strategy.lessons) is not None:
             write_lessons(self.run / LEARNED, lessons)
         self.run.write_best(best)
         self.progress.concluded(best)
         return best
+
+    def _expected_errors(self) -> tuple[dict[str, Any], str] | None:
+        """How many children replaced a parent, and how many of them, at most, are expected to be no better than it was;
+        as figures and in words. None where the race does not say."""
+        doubts = [row.doubt for row in self.journal.rows if row.doubt is not None]
+        if not doubts:
+            return None
+        said = f"{len(doubts)} children replaced their parent; {sum(doubts):.2g} of them, at most, are expected to be "
+        return {"children": len(doubts), "false_at_most": sum(doubts)}, said + "no better than it"
 
     def _start(self) -> Genotype:
         if self.start is not None:

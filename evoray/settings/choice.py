@@ -137,13 +137,13 @@ class SearchSettings(ChoiceSettings):
     )
     switches: int = Field(3, ge=1, le=MOST, description="Most level switches of an offspring.")
     race: RacePolicy = Field(
-        RacePolicy.fixed,
+        RacePolicy.sequential,
         description="Who is measured how far: the paper's fixed draws, paired halving, or paired sequential tests.",
     )
-    proposals: ProposalRule = Field(
-        ProposalRule.mutation,
+    proposals: ProposalRule | None = Field(
+        None,
         description="Offspring: the paper's mutation, mutants screened by an additive model of all measurements, or "
-        "choices learned by it.",
+        "choices learned by it. Default: learned; mutation where genes have too many levels in all to learn of each.",
     )
     merge: bool = Field(False, description="Merge a generation's improving offspring into new ones of the same race.")
     patience: int | None = Field(

@@ -16,7 +16,7 @@ MOST_UNITS = 4096
 """Costs are counted in at most so many units of a budget; finer ones are rounded up, which stays legal."""
 
 
-def cheapest(space: Space, losses_SGK: NDArray[np.float64]) -> NDArray[np.int64]:
+def cheapest(space: Space, losses_SGK: NDArray[np.float64], *, whole: bool = False) -> NDArray[np.int64]:
     """Solves the knapsack of each table by dynamic programming over costs, as SPDY does (arXiv 2201.13096).
 
     Exact where a budget has no more than `MOST_UNITS` steps of the common divisor of its costs. Else costs are rounded
@@ -25,6 +25,7 @@ def cheapest(space: Space, losses_SGK: NDArray[np.float64]) -> NDArray[np.int64]
     Args:
         space: genes and limits; none of its genes silences others, and deviations are not looked at.
         losses_SGK: float64 [S, G, K]; what stands behind a gene's last level is not looked at.
+        whole: budgets are used up, also by steps that lower no sum, as long as one fits.
 
     Returns:
         int64 [S, G]: level per gene. Of equal sums the lower levels of earlier genes.
@@ -38,11 +39,13 @@ def cheapest(space: Space, losses_SGK: NDArray[np.float64]) -> NDArray[np.int64]
     for budget, limit in enumerate(space.limits):
         genes = np.flatnonzero(space.budget_G == budget)
         if len(genes):
-            levels_SG[:, genes] = _solve(space, genes, limit, losses_SGK[:, genes])
+            levels_SG[:, genes] = _solve(space, genes, limit, losses_SGK[:, genes], whole)
     return levels_SG
 
 
-def _solve(space: Space, genes: NDArray[np.int64], limit: int, losses_SGK: NDArray[np.float64]) -> NDArray[np.int64]:
+def _solve(
+    space: Space, genes: NDArray[np.int64], limit: int, losses_SGK: NDArray[np.float64], whole: bool
+) -> NDArray[np.int64]:
     costs_GK = space.costs_GK[genes]
     there_GK = costs_GK >= 0
     above_GK = np.where(there_GK, costs_GK - costs_GK[:, :1], 0)
@@ -71,24 +74,24 @@ def _solve(space: Space, genes: NDArray[np.int64], limit: int, losses_SGK: NDArr
     for gene in reversed(range(count)):
         levels_SG[:, gene] = chosen_GSC[gene, np.arange(sums), left_S]
         left_S -= units_GK[gene, levels_SG[:, gene]]
-    if unit != divisor:
+    if unit != divisor or whole:
         for levels_G, losses_GK in zip(levels_SG, losses_SGK, strict=True):
-            _refill(levels_G, losses_GK, costs_GK, limit)
+            _refill(levels_G, losses_GK, costs_GK, limit, whole)
     return levels_SG
 
 
 def _refill(
-    levels_G: NDArray[np.int64], losses_GK: NDArray[np.float64], costs_GK: NDArray[np.int64], limit: int
+    levels_G: NDArray[np.int64], losses_GK: NDArray[np.float64], costs_GK: NDArray[np.int64], limit: int, whole: bool
 ) -> None:
-    """Takes the step up that lowers the sum most, as long as one does and fits."""
+    """Takes the step up that lowers the sum most, as long as one fits and, unless all is to be used up, does."""
     genes = np.arange(len(levels_G))
     while True:
         slack = limit - int(costs_GK[genes, levels_G].sum())
         up_G = np.minimum(levels_G + 1, costs_GK.shape[1] - 1)
         paid_G = costs_GK[genes, up_G] - costs_GK[genes, levels_G]
         gain_G = losses_GK[genes, levels_G] - losses_GK[genes, up_G]
-        gain_G = np.where((paid_G > 0) & (paid_G <= slack), gain_G, 0.0)
+        gain_G = np.where((paid_G > 0) & (paid_G <= slack), gain_G, -np.inf)
         best = int(np.argmax(gain_G))
-        if gain_G[best] <= 0:
+        if gain_G[best] == -np.inf or (gain_G[best] <= 0 and not whole):
             return
         levels_G[best] += 1

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from searches import WITHOUT_STORE, Material, searching_with
+from searches import USUAL, WITHOUT_STORE, Material, searching_with
 
 from evoray.cluster import LocalPool
 from evoray.errors import UserError
@@ -24,7 +24,8 @@ def settings(deep: Material, folder: Path, text: str | bytes, **changes: Any) ->
     """Of a search with a file of this text; it only drops where no store is given."""
     file = folder / "droppable.txt"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return deep.settings(folder / "run", droppable=str(file), **WITHOUT_STORE | {"initial_candidates": 12} | changes)
+    usual = {**USUAL, **WITHOUT_STORE, "initial_candidates": 12}
+    return deep.settings(folder / "run", droppable=str(file), **usual | changes)
 
 
 def dropped(made: SearchSettings) -> set[frozenset[str]]:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from searches import WITHOUT_STORE, Material, bits_of, killed_at, searching_with
+from searches import USUAL, WITHOUT_STORE, Material, bits_of, killed_at, searching_with
 
 from evoray.cluster import LocalPool
 from evoray.formats import dense_weight
@@ -169,7 +169,7 @@ def case(
     kind, changes = CASES[request.param]
 
     def settings(run: Path) -> SearchSettings:
-        return stores[kind].settings(run, **changes)
+        return stores[kind].settings(run, **USUAL | changes)
 
     run = tmp_path_factory.mktemp("kinds") / "run"
     plan = plan_search(settings(run))
@@ -264,8 +264,8 @@ def test_an_interrupted_search_ends_as_a_whole_one(case: Case, tmp_path: Path, m
     monkeypatch.setattr(driver, "find_by_baseline", counted)
     rows = Journal(Location.parse(str(case.run))).rows
     assert len(rows) >= 4
-    # Of three pairs the best is found at once.
-    assert len({row.population for row in rows}) > 1 or case.name == "pairs"
+    # So few tokens seldom leave a race without doubt, so the parent may stay; what is measured changes all the same.
+    assert len({row.sha256 for row in rows}) == len(rows)
     settings = case.settings(tmp_path)
     with killed_at("generations.parquet", 1, after=False):
         search(settings)

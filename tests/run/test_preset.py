@@ -9,7 +9,7 @@ import pytest
 from searches import Material
 
 from evoray.run.plan import SearchPlan, plan_search
-from evoray.settings import MutationRule, SearchSettings, load_settings
+from evoray.settings import MutationRule, ProposalRule, SearchSettings, load_settings
 
 BLOCKS = 8
 """Of the embedded model."""
@@ -64,6 +64,18 @@ def test_generations_that_are_given_stay(tmp_path: Path) -> None:
     without = planned(tmp_path, model="embedded", drop_blocks=2, preset=None, tokens=(64, 128, 256), search_tokens=1024)
     assert without.settings.generations == 150
     assert without.settings.initial_candidates == 32
+
+
+def test_the_usual_proposals_learn_unless_there_are_too_many_steps_to_learn_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = {"model": "embedded", "drop_blocks": 2, "preset": None, "tokens": (64, 128, 256), "search_tokens": 1024}
+    assert planned(tmp_path, **usual).settings.proposals is ProposalRule.learned
+    monkeypatch.setattr("evoray.run.plan.MOST_STEPS", 2 * BLOCKS)
+    assert planned(tmp_path, **usual).settings.proposals is ProposalRule.learned
+    monkeypatch.setattr("evoray.run.plan.MOST_STEPS", 2 * BLOCKS - 1)
+    assert planned(tmp_path, **usual).settings.proposals is ProposalRule.mutation
+    assert planned(tmp_path, **usual, proposals="learned").settings.proposals is ProposalRule.learned
 
 
 def test_a_sparsity_is_searched_as_in_the_paper(deep: Material, tmp_path: Path) -> None:

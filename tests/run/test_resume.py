@@ -57,6 +57,11 @@ def test_what_a_search_learned_is_there_again_when_it_goes_on(
     assert {key: value for key, value in whole["best"].items() if key != "command"} == {
         key: value for key, value in cut["best"].items() if key != "command"
     }
+    # What winners may owe to luck is added up over the whole run.
+    doubts = [row["doubt"] for row in whole["generations"] if row["doubt"] is not None]
+    said = {"children": len(doubts), "false_at_most": sum(doubts)} if doubts else None
+    assert whole["best"].get("accepted") == said
+    assert rules["race"] == "sequential" or not doubts
 
 
 class _KilledError(BaseException):

@@ -46,6 +46,23 @@ def test_it_is_the_best_of_all_legal_genotypes(problem):
         assert total(losses_GK, found) == pytest.approx(min(total(losses_GK, g) for g in every), abs=1e-9)
 
 
+@settings(max_examples=150, deadline=None)
+@given(problems())
+def test_whole_budgets_leave_no_step_that_fits(problem):
+    space, losses_SGK = problem
+    for losses_GK, found_G in zip(losses_SGK, cheapest(space, losses_SGK, whole=True), strict=True):
+        found = tuple(found_G.tolist())
+        assert space.is_legal(found)
+        higher = [(*found[:gene], found[gene] + 1, *found[gene + 1 :]) for gene in range(len(found))]
+        assert not any(map(space.is_legal, higher))
+        # Steps that lower the sum are taken as before.
+        assert total(losses_GK, found) >= total(losses_GK, cheapest(space, losses_GK[None])[0].tolist()) - 1e-9
+    falling_SGK = -np.sort(losses_SGK, axis=2)
+    for losses_GK, found_G in zip(falling_SGK, cheapest(space, falling_SGK, whole=True), strict=True):
+        best = cheapest(space, losses_GK[None])[0].tolist()
+        assert total(losses_GK, found_G.tolist()) == pytest.approx(total(losses_GK, best), abs=1e-9)
+
+
 @settings(max_examples=100, deadline=None)
 @given(problems(), st.integers(1, 12))
 def test_rounded_costs_stay_legal_and_leave_no_step_that_would_help(problem, units):
