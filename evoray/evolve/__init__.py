@@ -4,7 +4,7 @@ Holds:
     draws: `rng`, `Purpose`: where every random draw comes from
     mutation: `Mutation`, `LevelSwitch`: children of a parent
     seeding: `random_legal`, `initial`: genotypes to start from
-    race: `Race`, `Measurement`, `Draw`, `Told`, `RaceResult`, `Rung`, `rungs`: what a race is
+    race: `Race`, `Measurement`, `Ahead`, `Draw`, `Told`, `RaceResult`, `Rung`, `rungs`: what a race is
     fixed, halving, sequential: `FixedRace`, `HalvingRace`, `SequentialRace`: who is measured further, and who wins
     paired: `Difference`, `difference`, `Tally`: losses on the same blocks
     additive: `AdditiveModel`, `Lessons`: what all measurements say of each step
@@ -21,7 +21,7 @@ from evoray.evolve.halving import HalvingRace
 from evoray.evolve.mutation import LevelSwitch, Mutation
 from evoray.evolve.paired import Difference, Tally, difference
 from evoray.evolve.proposals import MERGED, Learned, Mutants, Proposals, Screened, merged
-from evoray.evolve.race import Draw, Known, Measurement, Race, RaceFactory, RaceResult, Rung, Told, rungs
+from evoray.evolve.race import Ahead, Draw, Known, Measurement, Race, RaceFactory, RaceResult, Rung, Told, rungs
 from evoray.evolve.seeding import initial, random_legal
 from evoray.evolve.sequential import Doubts, SequentialRace
 from evoray.evolve.strategy import OnePlusLambda, Outcome
@@ -29,6 +29,7 @@ from evoray.evolve.strategy import OnePlusLambda, Outcome
 __all__ = [
     "MERGED",
     "AdditiveModel",
+    "Ahead",
     "Difference",
     "Doubts",
     "Draw",

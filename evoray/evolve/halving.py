@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evoray.evolve.paired import Tally
-from evoray.evolve.race import LEAST, Draw, Known, Measured, Measurement, RaceResult, Rung, check_racers
+from evoray.evolve.race import LEAST, Ahead, Draw, Known, Measured, Measurement, RaceResult, Rung, check_racers
 from evoray.space import Genotype
 
 
@@ -95,6 +95,17 @@ class HalvingRace:
         if self._result is None:
             raise RuntimeError(f"the race waits for losses of rung {self._rung}")
         return self._result
+
+    def ahead(self, blocks: int) -> tuple[Ahead, ...]:
+        """See `Race`. The parents go on to the next rung; on the last one, one of those there is the next parent."""
+        if self._result is not None or not self._parents:
+            return ()
+        done = self._rungs[self._rung].tokens
+        for number in range(self._rung + 1, len(self._rungs)):
+            if (more := self._rungs[number].tokens - done) >= LEAST:
+                draw = Draw(0, self._tally.blocks(self._left[0]) + blocks)
+                return (Ahead(Measurement(number, self._parents, more, draw)),)
+        return (Ahead(Measurement(0, tuple(self._left), self._rungs[0].tokens, Draw(0)), later=True),)
 
     def _finish(self, ranked: Sequence[Genotype], mean: Mapping[Genotype, float]) -> None:
         unmeasured = [parent for parent in self._parents if parent not in ranked]

@@ -1,7 +1,7 @@
 """Who of a generation is measured how far, and who wins.
 
-Holds: `Draw`, `Measurement`, `Told`, `Race`, `RaceResult`, `Known`, `RaceFactory`, `Rung`, `rungs`, `check_racers`,
-`loss_per_token`. The policies stand beside: `fixed`, `halving`, `sequential`.
+Holds: `Draw`, `Measurement`, `Ahead`, `Told`, `Race`, `RaceResult`, `Known`, `RaceFactory`, `Rung`, `rungs`,
+`check_racers`, `loss_per_token`. The policies stand beside: `fixed`, `halving`, `sequential`.
 
 A race never measures. It says what it wants measured, is told the losses, and in the end has a result:
 
@@ -71,6 +71,19 @@ class Measurement:
 
 
 @dataclass(frozen=True)
+class Ahead:
+    """A measurement that may be asked for later, for whoever has nothing else to do. Nothing is decided by it.
+
+    Attributes:
+        measurement: as it would be asked for, maybe with fewer genotypes.
+        later: it would be in the next generation's race.
+    """
+
+    measurement: Measurement
+    later: bool = False
+
+
+@dataclass(frozen=True)
 class Told:
     """A measurement with what came of it.
 
@@ -133,6 +146,14 @@ class Race(Protocol):
 
         Raises:
             RuntimeError: it has not.
+        """
+        ...
+
+    def ahead(self, blocks: int) -> tuple[Ahead, ...]:
+        """What may be asked for after the present measurement, as far as that is known: first what is likeliest.
+
+        Args:
+            blocks: how many the present measurement is on, which later ones of its draw pass over.
         """
         ...
 

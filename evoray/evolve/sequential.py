@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evoray.evolve.paired import Tally
-from evoray.evolve.race import LEAST, Draw, Known, Measured, Measurement, RaceResult, Rung, check_racers
+from evoray.evolve.race import LEAST, Ahead, Draw, Known, Measured, Measurement, RaceResult, Rung, check_racers
 from evoray.space import Genotype
 
 Merger = Callable[[Genotype, Sequence[Genotype]], Sequence[Genotype]]
@@ -122,6 +122,38 @@ class SequentialRace:
         self._pending = None
         self._next()
 
+    def ahead(self, blocks: int) -> tuple[Ahead, ...]:
+        """See `Race`.
+
+        While children are chosen, the parents go on with whoever is left. While they are compared with the parents, all
+        of them may come to the next look, and one of all is a parent of the next race.
+        """
+        if self._pending is None or not self._parents:
+            return ()
+        if self._pending.drawn.lasting:
+            return self._ahead_of_confirming(self._pending, blocks)
+        tally, first = self._chosen_on, self._pending.genotypes[0]
+        done = tally.asked(first) + self._pending.tokens
+        for rung in self._choosing[self._rung :] if first == self._parents[0] else ():
+            if rung.tokens - done >= LEAST:
+                draw = Draw(0, tally.blocks(first) + blocks)
+                return (Ahead(Measurement(self._asked + 1, self._parents, _more(rung, done), draw)),)
+        look = looks_at(self._last.tokens)[0]
+        unknown = tuple(parent for parent in self._parents if not self._confirmed_on.blocks(parent))
+        draw = Draw(0, lasting=True)
+        return (Ahead(Measurement(self._asked + 1, unknown, look, draw)),) if unknown else ()
+
+    def _ahead_of_confirming(self, pending: Measurement, blocks: int) -> tuple[Ahead, ...]:
+        looks, found = looks_at(self._last.tokens), list[Ahead]()
+        done = self._confirmed_on.asked(pending.genotypes[0]) + pending.tokens
+        if (after := next((look for look in looks if look > done), None)) is not None:
+            draw = Draw(0, pending.drawn.skip + blocks, lasting=True)
+            found.append(Ahead(Measurement(self._asked + 1, pending.genotypes, after - done, draw)))
+        if self._choosing:
+            everyone = (*self._parents, *self._children)
+            found.append(Ahead(Measurement(0, everyone, self._choosing[0].tokens, CHOOSING), later=True))
+        return tuple(found)
+
     def _ask(self, genotypes: Sequence[Genotype], tokens: int, draw: Draw) -> None:
         self._pending = Measurement(self._asked, tuple(genotypes), tokens, draw)
 
@@ -159,10 +191,7 @@ class SequentialRace:
                 racing = [*self._parents, *self._children]
                 if not self._children:
                     return
-            # As much again as there was, so that looks are few and each says much more than the one before.
-            more = rung.tokens - done
-            more = done if done and more >= done + LEAST else more
-            self._ask(racing, more, Draw(0, tally.blocks(racing[0])))
+            self._ask(racing, _more(rung, done), Draw(0, tally.blocks(racing[0])))
             return
         if self._rung == 0 and self._merge is not None and self._parents:
             merge, self._merge = self._merge, None
@@ -274,6 +303,13 @@ class SequentialRace:
             kept,
             doubt if won else None,
         )
+
+
+def _more(rung: Rung, done: int) -> int:
+    """Tokens of the next look on a rung: as many again as there were, so that looks are few and each says much more
+    than the one before."""
+    more = rung.tokens - done
+    return done if done and more >= done + LEAST else more
 
 
 def looks_at(tokens: int) -> list[int]:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evoray.evolve import Doubts, FixedRace, HalvingRace, Known, Rung, SequentialRace, Tally
+from evoray.evolve import Ahead, Doubts, FixedRace, HalvingRace, Known, Rung, SequentialRace, Tally
+from evoray.evolve.race import LEAST
 from evoray.evolve.sequential import looks_at
 
 POLICIES = {"fixed": FixedRace, "halving": HalvingRace, "sequential": SequentialRace}
@@ -111,6 +112,47 @@ def test_any_losses_and_any_order_of_candidates(name, setup, seed, kind):
         assert first.winner == results[1].winner or not math.isfinite(first.fitness)
     if parents and all(math.isfinite(loss(parent, 0)) for parent in parents):
         assert math.isfinite(first.fitness)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@settings(max_examples=120, deadline=None)
+@given(races(), st.integers(0, 2**32), st.floats(0.0, 2.0))
+def test_what_may_come_next_is_told_as_it_is_asked_for_then(name, setup, seed, spread):
+    children, parents, rungs = setup
+    table = np.random.default_rng(seed).standard_normal((128, 4096)) * spread + np.arange(128)[:, None] % 7
+    said: list[Ahead] = []
+    race = POLICIES[name](children, parents, rungs, {})
+    hinted = 0
+    while (wanted := race.ask()) is not None:
+        same = [each for each in said if not each.later and each.measurement.drawn == wanted.drawn]
+        for each in same:
+            # Blocks are composed from draw and tokens: were the tokens others, nothing of it could be used.
+            assert each.measurement.tokens == wanted.tokens
+            hinted += bool(set(each.measurement.genotypes) & set(wanted.genotypes))
+        tokens_B = np.full(math.ceil(wanted.tokens / BLOCK), BLOCK)
+        tokens_B[-1] = wanted.tokens - BLOCK * (len(tokens_B) - 1)
+        said = list(race.ahead(len(tokens_B)))
+        assert set(said) == set(race.ahead(len(tokens_B)))
+        for each in said:
+            assert each.measurement.tokens > 0
+            assert set(each.measurement.genotypes) <= {*parents, *children}
+        losses_NB = np.array([[table[g[0], block] for block in blocks_of(wanted)] for g in wanted.genotypes]) * tokens_B
+        race.tell(losses_NB, tokens_B)
+    assert race.ahead(1) == ()
+    if not parents:
+        assert not said
+    # In the next generation everyone who went on is measured as was told, whoever it is.
+    kept = race.result.kept[: len(parents)]
+    newcomers = [(50 + number,) for number in range(rungs[0].survivors + 1)]
+    following = POLICIES[name](newcomers, kept, rungs, {}).ask()
+    for each in said:
+        if each.later:
+            assert following is not None
+            assert following.drawn == each.measurement.drawn
+            assert following.tokens == each.measurement.tokens
+            assert set(kept) <= set(each.measurement.genotypes)
+    if name != "sequential" and parents and len(rungs) > 1 and len(children) > rungs[0].survivors:
+        assert hinted or rungs[0].tokens + LEAST > rungs[-1].tokens
 
 
 def noisy(gap, seed, spread=1.0):
