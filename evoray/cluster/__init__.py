@@ -8,6 +8,8 @@
 `connection.py`: joining or starting Ray.
 `actor.py`: `WorkerActor`: the process of a worker.
 `ray_pool.py`: `RayPool`: workers as Ray actors that may die.
+`metrics.py`: `RunMetrics`: figures of a run for whoever watches the cluster.
+`environment.py`: whether nodes have the driver's Python.
 `ray_errors.py`: what an error of Ray's tells.
 """
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import ray
 
+from evoray.cluster.metrics import TransferMetrics
 from evoray.cluster.worker import DeviceRecord, Worker, WorkerSpec, take_environment
 from evoray.errors import EvorayError
 
@@ -49,6 +50,7 @@ class WorkerActor:
     def __init__(self, environment: dict[str, str] | None = None) -> None:
         take_environment(environment or {})
         self.worker: Worker | None = None
+        self._transfers = TransferMetrics()
         # After its driver or node was killed, Ray would keep this process, and its device's memory, for a minute.
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
@@ -76,7 +78,9 @@ class WorkerActor:
     def losses(self, rows_NL: np.ndarray, work: Work, fitness: Fitness) -> np.ndarray:
         """See `Evaluator.losses`."""
         worker = self._ready()
-        return _or_die(lambda: worker.losses(rows_NL, work, fitness))
+        losses_NB = _or_die(lambda: worker.losses(rows_NL, work, fitness))
+        self._transfers.publish()
+        return losses_NB
 
     def each(self, method: str, work: Work, *arguments: Any) -> Any:
         """See `Worker.each`."""

@@ -14,11 +14,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import AuthenticationError
 
 from evoray.cluster.capacity import Node, usable_cores
 from evoray.cluster.ray_errors import first_line
 from evoray.errors import EvorayError, UserError
 from evoray.stopping import Stopped
+
+OTHER_VERSIONS = "Version mismatch: "
+"""How Ray begins to say so, in several lines."""
 
 CONNECT = 10.0
 """Seconds for a connection to a cluster's address."""
@@ -58,7 +62,14 @@ def connect(address: str | None, workers: int | None, threads: int) -> Connectio
         _check_answers(address)
         with _own_signals():
             ray.init(address=address, **options)
+    except AuthenticationError as error:
+        raise UserError(
+            f"the Ray cluster at {address!r} asks for a token: {first_line(error)}; set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN to the cluster's"
+        ) from None
     except (OSError, RuntimeError, ValueError) as error:
+        if str(error).startswith(OTHER_VERSIONS):
+            raise UserError(f"{' '.join(str(error).split())}; use the cluster's Python and Ray") from None
         if alone:
             raise EvorayError(
                 f"Ray did not start on this machine: {first_line(error)}; --workers 0 does without it"

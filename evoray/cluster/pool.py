@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -117,6 +117,9 @@ class Pool(ABC):
         None and not `Fitness.kl`, because that would bring torch in before a worker has set its environment.
         """
         return self.each(works, "teach", *(() if fitness is None else (fitness,)), progress=progress)
+
+    def publish(self, run: str, figures: Mapping[str, float], busy: Sequence[float] = ()) -> None:  # noqa: B027
+        """Shows figures of a run at work to whoever watches the cluster; see `RunMetrics`. Without Ray nobody does."""
 
     def close(self) -> None:  # noqa: B027
         """Gives back what the pool holds."""

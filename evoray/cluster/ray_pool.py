@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,8 @@ from evoray.cluster.actor import UnpreparedError, WorkerActor
 from evoray.cluster.capacity import Room, room_for_workers
 from evoray.cluster.connection import connect, nodes
 from evoray.cluster.dispatch import Dispatcher, Item
+from evoray.cluster.environment import check_nodes, packages
+from evoray.cluster.metrics import RunMetrics
 from evoray.cluster.pool import Pool, say
 from evoray.cluster.ray_errors import LOSSES, first_line, process_died, told
 from evoray.cluster.worker import WorkerSpec
@@ -100,6 +102,9 @@ class RayPool(Pool):
         connection = connect(address, workers, spec.threads)
         self._started_ray = connection.ours
         try:
+            self._metrics = RunMetrics()
+            if not connection.alone:
+                check_nodes(packages())
             found = nodes()
             gpus = any(node.gpus >= 1 for node in found)
             device = spec.device if spec.device != "auto" else ("cuda" if gpus else "cpu")
@@ -138,6 +143,9 @@ class RayPool(Pool):
         except BaseException:
             self.close()
             raise
+
+    def publish(self, run: str, figures: Mapping[str, float], busy: Sequence[float] = ()) -> None:
+        self._metrics.publish(run, figures, busy)
 
     def close(self) -> None:
         for actor in self._actors:

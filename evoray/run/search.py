@@ -222,7 +222,19 @@ class _Driver:
             self.strategy.tell(row.outcome, told)
             self.run.write_best(self._best(row))
             self.progress.generation(row, self.strategy.generations)
+            self._publish(row)
         return reason
+
+    def _publish(self, row: GenerationRow) -> None:
+        figures = {
+            "generation": row.generation,
+            "fitness": row.fitness,
+            "bits": row.bits,
+            "candidate_tokens_per_second": row.tokens / row.seconds if row.seconds else 0.0,
+            "lost_workers": self.pool.lost,
+        }
+        busy = [seconds / row.seconds for seconds in row.busy_seconds] if row.seconds else []
+        self.pool.publish(str(self.run.location), figures, busy)
 
     def _why_stop(self) -> str | None:
         if self.strategy.parent is None:
