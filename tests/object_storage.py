@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import html
 import http.client
+import re
 import socket
 import subprocess
 import sys
@@ -14,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from evoray.store import Location
 
 MOTO = "import sys; from moto.server import main; main(sys.argv[1:])"
 
@@ -48,13 +52,22 @@ class S3Server:
         return f"s3://{name}"
 
     def request(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
-        """Status and body of an answer, without the library that is tested."""
+        """Status and body of an answer to whom it does not know."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port)
         connection.request(method, path, body)
         answer = connection.getresponse()
         found = answer.status, answer.read()
         connection.close()
         return found
+
+    def contents(self, bucket: str) -> dict[str, bytes]:
+        """Key -> bytes of all objects, without the marks of folders."""
+        status, listing = self.request("GET", f"/{bucket}?list-type=2")
+        assert status == 200
+        assert b"<IsTruncated>false" in listing
+        keys = [html.unescape(key) for key in re.findall("<Key>(.*?)</Key>", listing.decode())]
+        place = Location.parse(f"s3://{bucket}?endpoint_override={self.url}")
+        return {key: (place / key).read_bytes() for key in keys if not key.endswith("/")}
 
 
 @contextmanager

@@ -98,16 +98,17 @@ def material(folder: Path, blocks: int = 3) -> Material:
 
 def bits_of(run: str | Path) -> dict[str, Any]:
     """Everything of a run that must not depend on who ran it, when, and how often it was interrupted."""
-    journal = Journal(Location.parse(str(run)))
+    folder = Location.parse(run)
+    journal = Journal(folder)
     generations = []
     for row in journal.rows:
-        data = (Path(run) / "evaluations" / row.evaluations).read_bytes()
+        data = (folder / "evaluations" / row.evaluations).read_bytes()
         assert hashlib.sha256(data).hexdigest() == row.sha256
         generations.append(
             {key: value for key, value in vars(row).items() if key not in ("seconds", "lost_workers", "busy_seconds")}
             | {"batches": journal.batches(row.generation).to_pylist()}
         )
-    best = json.loads((Path(run) / "best.json").read_text())
+    best = json.loads((folder / "best.json").read_bytes())
     return {"generations": generations, "best": {key: best[key] for key in best if key != "seconds"}}
 
 

@@ -35,6 +35,7 @@ from evoray.export import no_op
 from evoray.export.card import Card, model_card
 from evoray.export.folder import appearing, new_folder
 from evoray.export.source import Depth, ExportOptions, ExportSource
+from evoray.store import Location
 
 __all__ = ["Depth", "ExportOptions", "ExportSource", "export"]
 
@@ -57,16 +58,16 @@ class Format(Protocol):
         """
 
 
-def export(name: str, source: ExportSource, out: str) -> Path:
+def export(name: str, source: ExportSource, out: str) -> Path | Location:
     """Writes a configuration in a format.
 
     Args:
         name: of the format, such as hf or compressed-tensors.
         source: what to write.
-        out: a new or empty folder. It appears whole or not at all.
+        out: a new or empty folder, or a URI. It appears whole or not at all.
 
     Returns:
-        The folder.
+        The folder, or the place on object storage.
 
     Raises:
         UserError: no such format, the folder holds something, or the format can't hold the configuration.
@@ -79,7 +80,7 @@ def export(name: str, source: ExportSource, out: str) -> Path:
         if (stage / "config.json").exists() and not (stage / README).exists():
             card = model_card(source, _card(name, module, source.options.depth), stage)
             (stage / README).write_text(card, encoding="utf-8")
-    return target
+    return target.local_path or target
 
 
 def _card(name: str, module: Format, depth: Depth) -> Card:

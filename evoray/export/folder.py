@@ -3,6 +3,7 @@
 Holds: `new_folder`, `appearing`.
 """
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -13,31 +14,39 @@ from pathlib import Path
 from evoray.errors import EvorayError, UserError
 from evoray.store import Location
 
+LAST = "config.json"
+"""Of a checkpoint what every loader asks for first; so it is the last to appear on object storage."""
 
-def new_folder(out: str) -> Path:
+
+def new_folder(out: str) -> Location:
     """Where an export goes.
 
     Raises:
-        UserError: something is there already, or it is on object storage.
+        UserError: something is there already, or the place can't be reached.
     """
-    # Written as a path, a URI would be a folder of that name in the present one.
-    # Asked for before it is parsed, which would look for the bucket.
-    target = None if "://" in out and not out.lower().startswith("file:") else Location.parse(out).local_path
-    if target is None:
-        raise UserError(f"--out {out} is on object storage, and an export is a folder; give one, and copy it there")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"--out {out} holds something already; give a new folder")
+    target = Location.parse(out)
+    path = target.local_path
+    if bool(target.list()) if path is None else path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"--out {target} holds something already; give a new folder")
     return target
 
 
 @contextmanager
-def appearing(target: Path) -> Iterator[Path]:
+def appearing(place: Location) -> Iterator[Path]:
     """A folder to write into, which takes the target's place when all went well, and else is gone.
+
+    On object storage, which has no folders, the files of a checkpoint appear one by one, and its config.json last.
 
     Raises:
         UserError: nothing can be written there.
         EvorayError: writing failed.
     """
+    target = place.local_path
+    if target is None:
+        with tempfile.TemporaryDirectory(prefix="evoray-") as folder:
+            yield Path(folder)
+            _upload(Path(folder), place)
+        return
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # Beside the target, so that the last step is a rename.
@@ -59,3 +68,17 @@ def appearing(target: Path) -> Iterator[Path]:
         raise EvorayError(f"--out {target} can't be written: {error.strerror}") from None
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def _upload(stage: Path, place: Location) -> None:
+    files = sorted(
+        (str(path.relative_to(stage)) for path in stage.rglob("*") if path.is_file()), key=lambda name: name == LAST
+    )
+    try:
+        for name in files:
+            (place / name).upload_file(stage / name)
+    except BaseException:
+        with contextlib.suppress(EvorayError):
+            for name in files:
+                (place / name).delete()
+        raise

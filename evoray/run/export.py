@@ -8,10 +8,14 @@ from pathlib import Path
 from evoray.export import Depth, ExportOptions, ExportSource, export
 from evoray.run.named import configuration_of, run_of, with_sources
 from evoray.settings import ExportSettings
+from evoray.store import Location
 
 
-def run_export(settings: ExportSettings) -> Path:
+def run_export(settings: ExportSettings) -> Path | Location:
     """Writes the checkpoint or texts; model, revision and store are those of the run where they are not given.
+
+    Returns:
+        Where it is.
 
     Raises:
         UserError: a configuration that needs a store and has none, or one that does not fit.

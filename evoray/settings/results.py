@@ -86,4 +86,4 @@ class ExportSettings(Settings):
     allow_partial: bool = Field(False, description="Accept models with less than 90% of their weights in reach.")
     store: str | None = Field(None, description="The variants. Default: the store of the run.")
     configuration: str = Field(description="A file of `layer: level` lines, a best.json, or a run folder.")
-    out: str = Field(description="Folder of what is written; must not hold another one.")
+    out: str = Field(description="Folder or URI of what is written; must not hold another one.")

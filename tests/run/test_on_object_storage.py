@@ -1,0 +1,55 @@
+"""Store, run and export on object storage that fails at every third request: all as on a disk."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builds import built, contents
+from object_storage import CREDENTIALS, S3Server, flaky, spoilt
+from searches import Material, bits_of
+
+from evoray.run.export import run_export
+from evoray.run.search import search
+from evoray.settings import ExportSettings
+from evoray.store import TRANSFERS
+
+OF_PLACE = ("store", "command")
+"""Of best.json, what names the place."""
+
+
+def bits_anywhere(run: str | Path) -> dict[str, Any]:
+    bits = bits_of(run)
+    return {**bits, "best": {key: value for key, value in bits["best"].items() if key not in OF_PLACE}}
+
+
+@pytest.mark.cluster
+def test_a_job_on_bad_object_storage_ends_as_on_a_disk(
+    s3: S3Server, impatient: None, material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = s3.make_bucket("job")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # where the node's cache is
+    levels = {"levels": ("2", "3", "4"), "group_size": 32}
+    manifest = built(material, tmp_path / "store", **levels)
+    search(material.settings(tmp_path / "run", store=str(tmp_path / "store")))
+    run_export(ExportSettings(configuration=str(tmp_path / "run"), out=str(tmp_path / "out")))
+    retries = TRANSFERS.retries
+    with flaky(s3) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        assert built(material, f"{bucket}/store", **levels) == manifest  # type: ignore[arg-type]
+        for generations in (2, 4):
+            search(material.settings(f"{bucket}/run", store=f"{bucket}/store", generations=generations))
+        run_export(ExportSettings(configuration=f"{bucket}/run", out=f"{bucket}/out"))
+        assert 20 < TRANSFERS.retries - retries <= spoilt(proxy)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.url)
+    assert bits_anywhere(f"{bucket}/run") == bits_anywhere(tmp_path / "run")
+    objects = s3.contents("job")
+    for folder in ("store", "out"):
+        there = {key.partition("/")[2]: data for key, data in objects.items() if key.startswith(f"{folder}/")}
+        here = contents(tmp_path / folder)
+        if folder == "out":  # the card tells the command, and so the places
+            assert len(there.pop("README.md")) > 1000 < len(here.pop("README.md"))
+        assert there == here
+    assert not [key for key in objects if key.endswith(".tmp")]
+    secrets = [value.encode() for name, value in CREDENTIALS.items() if value.endswith("tests")]
+    assert len(secrets) == 3
+    assert not [key for key, data in objects.items() if any(secret in data for secret in secrets)]
