@@ -22,9 +22,12 @@ if TYPE_CHECKING:
     from evoray.evaluator import Work
     from evoray.fitness import Fitness
 
-FORWARDED = ("HF_TOKEN", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-"""Environment that decides what a worker can load. It travels as an argument, not in Ray's runtime environment,
-because that one is shown on dashboards and a token must not be."""
+FORWARDED = (
+    *("HF_TOKEN", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"),
+    *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION"),
+)
+"""Environment that decides what a worker can load; credentials of object storage are each node's own. It travels as an
+argument, not in Ray's runtime environment, because that one is shown on dashboards and a token must not be."""
 
 MEASUREMENTS = frozenset({"teach", "influences", "pass_bytes"})
 """Methods of an evaluator that `Worker.each` runs: (batch, arguments) -> what it says of the batch."""
@@ -63,6 +66,7 @@ class WorkerSpec:
         top_k: of the base model's tokens, how many a KL over top tokens looks at.
         work_bytes: limit of all beside the base model and ready weights.
         variant_bytes: limit of ready weights on the device.
+        cache_bytes: limit of a node's disk for files of a remote store; None for the usual one.
         reuse: resume candidates from common prefixes.
         droppable: names of sublayers and blocks that candidates may do without, in the order of their columns.
         versions: of the driver.
@@ -82,6 +86,7 @@ class WorkerSpec:
     top_k: int = TOP_K
     work_bytes: int = WORK_BYTES
     variant_bytes: int = VARIANT_BYTES
+    cache_bytes: int | None = None
     reuse: bool = True
     droppable: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=versions)
@@ -137,7 +142,7 @@ class Worker:
 
         # The whole machine is shared by one-thread workers; more threads than cores are many times slower.
         torch.set_num_threads(spec.threads)
-        store = None if spec.store is None else VariantStore.open(spec.store)
+        store = None if spec.store is None else VariantStore.open(spec.store, cache_bytes=spec.cache_bytes)
         if store is not None or spec.weights_digest is not None:
             facts = checkpoint_facts(
                 spec.model, spec.revision, spec.trust_remote_code, allow_partial=spec.allow_partial

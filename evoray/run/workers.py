@@ -51,6 +51,7 @@ def worker_spec(
         droppable=droppable,
         work_bytes=settings.work_memory,
         variant_bytes=settings.variant_memory,
+        cache_bytes=settings.cache_disk,
     )
 
 

@@ -16,6 +16,7 @@ _NOT_DECIDING = {
     "allow_mixed",
     "work_memory",
     "variant_memory",
+    "cache_disk",
     "max_hours",
     "max_tokens",
     "dry_run",

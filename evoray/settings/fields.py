@@ -191,3 +191,8 @@ class WorkSettings(Settings):
     variant_memory: Bytes = Field(
         VARIANT_BYTES, description="Memory for ready variants on the device, per worker. Default: 4GiB."
     )
+    cache_disk: Bytes | None = Field(
+        None,
+        description="Disk of each node for files of a remote store; the least recently used make room. "
+        "Default: half of what is free.",
+    )

@@ -133,7 +133,7 @@ class LayerFile:
     """One layer's file, mapped into memory.
 
     Args:
-        path: local file.
+        source: local file, or its bytes.
         layer: the layer it must hold.
         entry: what the manifest says of it.
 
@@ -141,9 +141,9 @@ class LayerFile:
         CorruptError: where it is not that file.
     """
 
-    def __init__(self, path: Path, layer: str, entry: FileEntry) -> None:
+    def __init__(self, source: Path | bytes, layer: str, entry: FileEntry) -> None:
         try:
-            size = path.stat().st_size
+            size = len(source) if isinstance(source, bytes) else source.stat().st_size
         except FileNotFoundError:
             raise CorruptError("it is missing") from None
         if size != entry.size:
@@ -155,8 +155,8 @@ class LayerFile:
         try:
             # The map outlives the file object: record batches hold it, and a store of hundreds of layers must not
             # hold hundreds of open file descriptors.
-            with pa.memory_map(str(path), "r") as source:
-                reader = pa.ipc.open_file(source)
+            with pa.BufferReader(source) if isinstance(source, bytes) else pa.memory_map(str(source), "r") as file:
+                reader = pa.ipc.open_file(file)
                 found = (reader.schema.metadata or {}).get(_LAYER_KEY, b"?").decode(errors="replace")
                 batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
             for batch in batches:
@@ -219,16 +219,20 @@ class VariantStore:
         self._cache = cache
         self._layers: dict[str, LayerEntry] = {entry.name: entry for entry in manifest.layers}
         self._files: dict[str, LayerFile] = {}
+        self._uncached: tuple[str, LayerFile] | None = None
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, uri: str | Path | Location, cache: str | Path | None = None) -> VariantStore:
+    def open(
+        cls, uri: str | Path | Location, cache: str | Path | None = None, cache_bytes: int | None = None
+    ) -> VariantStore:
         """Opens a finished store.
 
         Args:
             uri: folder or `pyarrow.fs` URI.
             cache: folder on this node for files of a remote store; by default one per user under the folder for
                 temporary files.
+            cache_bytes: that such files may take on this node; by default half of what they take and what is free.
 
         Raises:
             UserError: when there is no store, it is still being built, or its manifest cannot be read.
@@ -247,7 +251,7 @@ class VariantStore:
                 f"the store at {location} is still being built ({len(state.layers)} layers are finished); "
                 "run the same `evoray build` again to finish it"
             ) from None
-        return cls(location, manifest, NodeCache(cache))
+        return cls(location, manifest, NodeCache(cache, cache_bytes))
 
     def read(self, layer: str, level: str) -> Variant:
         """One variant.
@@ -270,10 +274,12 @@ class VariantStore:
                 try:
                     return self._file(layer).read(level)
                 except CorruptError:
-                    # A file in the cache may have been spoilt after it was fetched; the store's own may be sound.
+                    # A file in the cache may have been spoilt after it was fetched, or just have made room for another
+                    # one; the store's own may be sound.
                     self._files.pop(layer, None)
-                    if self.location.is_local or not self._cache.discard(self.manifest.files[layer].sha256):
+                    if self.location.is_local:
                         raise
+                    self._cache.discard(self.manifest.files[layer].sha256)
                     return self._file(layer).read(level)
         except CorruptError as error:
             file = self.location / layer_path(layer)
@@ -283,12 +289,30 @@ class VariantStore:
             ) from error
 
     def _file(self, layer: str) -> LayerFile:
-        opened = self._files.get(layer)
-        if opened is None:
-            entry = self.manifest.files[layer]
-            source = self.location / layer_path(layer)
-            path = source.local_path
-            if path is None:
-                path = self._cache.fetch(source, size=entry.size, sha256=entry.sha256)
-            opened = self._files[layer] = LayerFile(path, layer, entry)
+        entry, source = self.manifest.files[layer], self.location / layer_path(layer)
+        opened, path = self._files.get(layer), source.local_path
+        if opened is not None and (path is not None or self._cache.touch(entry.sha256)):
+            return opened
+        if path is None:
+            if self._uncached is not None and self._uncached[0] == layer:
+                return self._uncached[1]
+            path = self._cache.fetch(source, size=entry.size, sha256=entry.sha256)
+            self._let_go()
+        if path is None:
+            # The last one only: whoever has no disk may not have the memory for a whole store either.
+            opened = LayerFile(self._fetched(source, entry), layer, entry)
+            self._uncached = layer, opened
+            return opened
+        opened = self._files[layer] = LayerFile(path, layer, entry)
         return opened
+
+    def _fetched(self, source: Location, entry: FileEntry) -> bytes:
+        try:
+            return source.read_bytes(entry.sha256)
+        except FileNotFoundError:
+            raise CorruptError("it is missing") from None
+
+    def _let_go(self) -> None:
+        """Closes files that made room in the cache for others: the disk has their bytes until nobody maps them."""
+        for layer in [name for name in self._files if not self._cache.has(self.manifest.files[name].sha256)]:
+            del self._files[layer]

@@ -11,6 +11,7 @@ import pyarrow.fs as pafs
 import pytest
 
 from evoray.errors import UserError
+from evoray.store import TRANSFERS
 from evoray.store.cache import NodeCache
 from evoray.store.location import Location
 from evoray.store.manifest import CorruptError
@@ -137,6 +138,37 @@ def test_a_download_cut_short_is_tried_again_then_named(bucket, monkeypatch, cut
         with pytest.raises(CorruptError, match=f"its sha256 is [0-9a-f]{{64}} instead of {SHA256}"):
             cache.fetch(source(bucket), size=len(DATA), sha256=SHA256)
     assert kept(bucket) == ([SHA256] if cuts == 2 else [])
+
+
+def test_what_was_used_longest_ago_makes_room(tmp_path):
+    contents = [bytes([number]) * 1000 for number in range(6)]
+    names = [hashlib.sha256(data).hexdigest() for data in contents]
+    for number, data in enumerate(contents):
+        (tmp_path / f"{number}").write_bytes(data)
+    filesystem = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
+    cache = NodeCache(tmp_path / "cache", budget=3000)
+    used: list[int] = []
+
+    def use(number):
+        place = Location.inside(filesystem, f"{number}", f"s3://bucket/{number}")
+        path = cache.fetch(place, size=1000, sha256=names[number])
+        assert path.read_bytes() == contents[number]
+        # The clock of a file system may be coarse.
+        os.utime(path, ns=(len(used), len(used)))
+        used.append(number)
+
+    hits = TRANSFERS.hits
+    expected_hits = 0
+    for number in (0, 1, 2, 0, 3, 0, 1, 4, 5, 4, 2):
+        last = list(dict.fromkeys(reversed(used)))[:3]
+        expected_hits += number in last
+        use(number)
+        assert set(kept(tmp_path)) == {names[each] for each in list(dict.fromkeys(reversed(used)))[:3]}
+    assert TRANSFERS.hits - hits == expected_hits > 0
+    (tmp_path / "large").write_bytes(b"x" * 3001)
+    large = Location.inside(filesystem, "large", "s3://bucket/large")
+    assert cache.fetch(large, size=3001, sha256=hashlib.sha256(b"x" * 3001).hexdigest()) is None
+    assert len(kept(tmp_path)) == 3, "nothing makes room for what has none anyway"
 
 
 def test_a_missing_file_and_a_bad_folder_are_named(bucket):

@@ -1,10 +1,13 @@
 """Reading a store: what was written comes back without a copy, and every corruption is named."""
 
+import errno
+import hashlib
 import os
 import pickle
 import shutil
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evoray.errors import UserError
-from evoray.store import LayerEntry, LevelCost, Location, StoreHeader, StoreWriter, Variant, VariantStore
+from evoray.store import TRANSFERS, LayerEntry, LevelCost, Location, StoreHeader, StoreWriter, Variant, VariantStore
 
 LEVELS = ("2", "3", "4")
 LAYERS = ("blocks.0.up", "blocks.1.up")
@@ -249,6 +252,62 @@ def test_a_file_spoilt_in_the_cache_is_fetched_again(tmp_path):
     kept.unlink()
     kept.write_bytes(data)
     assert same(VariantStore.open(place, cache=tmp_path / "cache").read(LAYERS[0], "3"), wanted)
+
+
+def test_a_small_cache_keeps_what_was_read_last(tmp_path):
+    place = remote(tmp_path)
+    build(place)
+    files = VariantStore.open(place).manifest.files
+    largest = max(file.size for file in files.values())
+    # There is room for one of the two files.
+    store = VariantStore.open(place, cache=tmp_path / "cache", cache_bytes=largest)
+    held = []
+    for layer in (LAYERS[0], LAYERS[1], LAYERS[1], LAYERS[0]):
+        fetched = TRANSFERS.fetched
+        held.append((layer, store.read(layer, "3")))
+        assert [name for name in os.listdir(tmp_path / "cache") if len(name) == 64] == [files[layer].sha256]
+        assert (TRANSFERS.fetched > fetched) == (len(held) != 3)
+        assert [*store._files] == [layer], "what made room is let go, so that the disk has its bytes again"
+    assert all(same(found, variants(layer)[1]) for layer, found in held), "variants that are held stay as they are"
+
+
+@pytest.mark.parametrize("how", ["none free", "full on the way", "budget below a file"])
+def test_without_room_for_a_cache_variants_come_all_the_same(how, tmp_path, monkeypatch, caplog):
+    place = remote(tmp_path)
+    build(place)
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if how == "none free":
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
+    elif how == "full on the way":
+        monkeypatch.setattr("evoray.store.location.os.fsync", full)
+    store = VariantStore.open(place, cache=tmp_path / "cache", cache_bytes=10 if how == "budget below a file" else None)
+    for _ in range(2):
+        for layer in LAYERS:
+            for wanted in variants(layer):
+                assert same(store.read(layer, wanted.level), wanted)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 1
+    assert said[0].startswith("variants are read from s3://bucket/store/layers/")
+    assert "without the cache of this node, which is slower: " in said[0]
+    assert not [name for name in os.listdir(tmp_path / "cache") if not name.endswith(".lock")]
+
+
+def test_wrong_bytes_are_told_with_file_and_both_digests(tmp_path, monkeypatch):
+    place = remote(tmp_path)
+    build(place)
+    file = tmp_path / "bucket" / "store" / "layers" / f"{LAYERS[1]}.arrow"
+    wanted = hashlib.sha256(file.read_bytes()).hexdigest()
+    damage_flip(file, tmp_path)
+    got = hashlib.sha256(file.read_bytes()).hexdigest()
+    for cache_bytes in (None, 10):
+        store = VariantStore.open(place, cache=tmp_path / "cache", cache_bytes=cache_bytes)
+        with pytest.raises(UserError) as caught:
+            store.read(LAYERS[1], "3")
+        for part in (f"s3://bucket/store/layers/{LAYERS[1]}.arrow", f"its sha256 is {got} instead of {wanted}"):
+            assert part in str(caught.value)
 
 
 def test_a_manifest_travels(tmp_path):
