@@ -8,6 +8,7 @@ same tokens go through that and through a pool of workers, interleaved in one ru
 with a thread per core there, a worker of one thread per core here.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -33,21 +34,21 @@ class PublishedProtocol:
 
     Args:
         model: id or folder.
-        store: the variants, written out as `<layer>/<level>.pth` in float16.
+        store: the variants.
+        used: (layer, level) of those that are written out, as `<layer>/<level>.pth` in float16.
         folder: where to.
         device: of the model.
     """
 
-    def __init__(self, model: str, store: VariantStore, folder: Path, device: str) -> None:
+    def __init__(
+        self, model: str, store: VariantStore, used: Collection[tuple[str, str]], folder: Path, device: str
+    ) -> None:
         self.model = load_model(model, device=device)
         self.device, self.folder = device, folder
-        self.layers = [layer.name for layer in store.manifest.layers]
         self.state: dict[str, str] = {}
-        for layer in store.manifest.layers:
-            (folder / layer.name).mkdir(parents=True)
-            for level in layer.levels:
-                weight = dense_weight(store.read(layer.name, level), torch.float16)
-                torch.save(weight, folder / layer.name / f"{level}.pth")
+        for layer, level in used:
+            (folder / layer).mkdir(parents=True, exist_ok=True)
+            torch.save(dense_weight(store.read(layer, level), torch.float16), folder / layer / f"{level}.pth")
 
     def teach(self, documents: list[torch.Tensor]) -> list[torch.Tensor]:
         """The base model's logits of each document, on the host."""
@@ -112,7 +113,8 @@ def protocol_row(
         for batch in batches
         for block, cut in zip(batch.blocks, batch.cuts, strict=True)
     ]
-    published = PublishedProtocol(model, store, folder / "dense", device)
+    used = {pair for genotype in genotypes for pair in space.configuration(genotype).items()}
+    published = PublishedProtocol(model, store, used, folder / "dense", device)
     torch.set_num_threads(cores)
     targets = published.teach(documents)
     workers = 0 if device != "cpu" else cores
