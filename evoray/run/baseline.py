@@ -40,7 +40,7 @@ def run_baseline(settings: BaselineSettings, progress: Progress | None = None) -
             f"{settings.data}); lower it, raise --search-tokens, or give more text"
         )
     reason = f"the choice of the baseline {settings.method}"
-    with RunDirectory(settings.run, progress.note) as run:
+    with RunDirectory(settings.run, progress.note, settings.take_over) as run:
         identity = ground.identity(settings, ("method", "tokens", "candidates"))
         run.settle(identity, settings.model_dump(mode="json"))
         best = read_best(run.location)

@@ -3,23 +3,20 @@
 Holds: `RunDirectory`, `check_folder`, `read_lessons`, `write_lessons`.
 """
 
-import contextlib
 import fcntl
 import io
 import json
 import os
-import platform
-import threading
-import time
 import zipfile
 from collections.abc import Callable, Mapping
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import yaml
 
-from evoray.errors import EvorayError, UserError
+from evoray.errors import UserError
 from evoray.evolve import Lessons
+from evoray.run.fence import Fence
 from evoray.run.journal import GENERATIONS
 from evoray.space import Genotype
 from evoray.store import Location
@@ -31,17 +28,7 @@ TAUGHT, LEARNED = "taught.npz", "learned.npz"
 """What a search's proposals began with, and what they had learned when it ended."""
 SWEEP = "sweep.json"
 """In the folder of a sweep, whose run directories lie under it."""
-DRIVER, LOCK = "driver.json", ".lock"
-
-BEAT = 10.0
-"""Seconds between heartbeats of a driver whose run lies on object storage."""
-
-STALE = 60.0
-"""Seconds without a heartbeat after which its driver counts as dead."""
-
-LOOK = 2.0
-"""Seconds between looks whether it beats."""
-
+LOCK = ".lock"
 
 HOLDS = {MANIFEST: "a store", BUILDING: "a store", SWEEP: "a sweep", IDENTITY: "a run"}
 """What a folder is by a file in it."""
@@ -66,116 +53,93 @@ def check_folder(location: Location, wanted: str, option: str) -> None:
 class RunDirectory:
     """A run directory that this process works in. A context manager: entering takes it, leaving gives it back.
 
-    Locally a file lock tells whether another driver is at work: the system drops it when a process dies, however it
-    dies. On object storage there are no locks; a heartbeat does it.
+    Who works in it has the highest number of `fence`, and a driver that another one took the run from can't write
+    any more. Locally a file lock tells as well whether a driver lives: the system drops it when a process dies, however
+    it dies.
 
     Args:
         place: folder or URI.
         note: told of a wait.
+        take_over: take it from a driver that seems to be at work, and wait for none.
 
     Raises:
         UserError: another driver works in it, or it is a store or a sweep.
     """
 
-    def __init__(self, place: str | Location, note: Callable[[str], None] = lambda text: None) -> None:
-        self.location, self._note = Location.parse(place), note
-        self._lock: IO[str] | None = None
-        self._stop = threading.Event()
-        self._beats: threading.Thread | None = None
-        self._owner = f"{platform.node()}:{os.getpid()}:{time.time_ns()}"
+    def __init__(
+        self, place: str | Location, note: Callable[[str], None] = lambda text: None, take_over: bool = False
+    ) -> None:
+        self.location, self._note, self._take_over = Location.parse(place), note, take_over
+        self._fence = Fence(self.location)
+        self._lock: int | None = None
 
     def __truediv__(self, name: str) -> Location:
         return self.location / name
 
     def __enter__(self) -> Self:
         check_folder(self.location, "a run", "--run")
-        path = self.location.local_path
-        if path is not None:
-            try:
-                path.mkdir(parents=True, exist_ok=True)
-                self._lock = open(path / LOCK, "a+", encoding="utf-8")
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise self._in_use(self._lock_text()) from None
-            except OSError as error:
-                raise UserError(
-                    f"run directory {self.location} can't be used: {error.strerror}; give another"
-                ) from None
-            self._lock.seek(0)
-            self._lock.truncate()
-            self._lock.write(self._owner)
-            self._lock.flush()
+        locked = self._locked()
+        try:
+            if not self._take_over:
+                self._await_others(locked)
+            if not self._fence.take(locked=locked is True):
+                raise self._in_use("a driver that began at the same moment")
+            self.location = self.location.guarded(self._fence.check)
             for folder in (self.location, self / "evaluations", self / "teacher"):
                 folder.remove_temporary()
-            return self
-        beat = self._beat()
-        if beat is not None and time.time() - beat["time"] < STALE:
-            self._await_death(beat)
-        self._write_beat()
-        self._beats = threading.Thread(target=self._keep_beating, name="heartbeat", daemon=True)
-        self._beats.start()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: Any) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
-        if self._beats is not None:
-            self._stop.set()
-            # A beat that is being written now must not appear after the file was deleted.
-            self._beats.join()
-            # Whatever ended the run says more than that its sign of life could not be taken away.
-            with contextlib.suppress(EvorayError):
-                (self / DRIVER).delete()
-
-    def _await_death(self, beat: dict[str, Any]) -> None:
-        """Waits for the next beat of a driver, which tells that it lives, or for so long that it counts as dead.
-
-        A job that was killed is often submitted again at once, by a person or by KubeRay.
-        """
-        left = STALE - (time.time() - beat["time"])
-        self._note(f"waiting up to {left:.0f} s: {self._whose(beat['owner'])} used this run, and may live")
-        until = time.monotonic() + left
-        while (left := until - time.monotonic()) > 0:
-            time.sleep(min(left, LOOK))
-            now = self._beat()
-            if now is None:
-                return  # it ended well meanwhile
-            if now != beat:
-                raise self._in_use(now["owner"])
-
-    def _in_use(self, owner: str) -> UserError:
-        who = self._whose(owner)
-        return UserError(f"run directory {self.location} is in use by {who}; stop it first, or give another --run")
-
-    @staticmethod
-    def _whose(owner: str) -> str:
-        host, _, rest = owner.partition(":")
-        return f"process {rest.partition(':')[0]} on {host}" if rest else "another driver"
-
-    def _lock_text(self) -> str:
-        assert self._lock is not None
-        self._lock.seek(0)
-        text = self._lock.read()
-        self._lock.close()
-        self._lock = None
-        return text
-
-    def _beat(self) -> dict[str, Any] | None:
         try:
-            return self._read(DRIVER)
-        except UserError:
-            return None  # no driver that lives writes anything else
+            self._fence.release()
+        finally:
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
 
-    def _write_beat(self) -> None:
-        (self / DRIVER).write_bytes(json.dumps({"owner": self._owner, "time": time.time()}).encode())
+    def check(self) -> None:
+        """Sees that no other driver took the run over.
 
-    def _keep_beating(self) -> None:
-        while not self._stop.wait(BEAT):
-            try:
-                self._write_beat()
-            except EvorayError:
-                continue  # the next beat may get through; the run itself reports storage that stays away
+        Raises:
+            FencedError: one did.
+        """
+        self._fence.check()
+
+    def _locked(self) -> bool | None:
+        """Whether this process has the lock of the folder now, or another one has it; None where there are none."""
+        path = self.location.local_path
+        if path is None:
+            return None
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise UserError(f"run directory {self.location} can't be used: {error.strerror}; give another") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return None  # some shared folders know no locks
+        return True
+
+    def _await_others(self, locked: bool | None) -> None:
+        holder = self._fence.holder()
+        if locked is False:
+            raise self._in_use("another driver" if holder is None or holder.ended else str(holder))
+        if locked and (holder is None or holder.locked):
+            return  # whoever had the lock is gone
+        if (holder := self._fence.living(self._note)) is not None:
+            raise self._in_use(str(holder))
+
+    def _in_use(self, who: str) -> UserError:
+        return UserError(
+            f"run directory {self.location} is in use by {who}; stop it first, give another --run, or take this one "
+            "over by --take-over, which stops the other"
+        )
 
     @property
     def measured(self) -> bool:

@@ -18,6 +18,7 @@ import platform
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from evoray.errors import EvorayError
@@ -30,6 +31,9 @@ BEAT = 10.0
 
 STALE = 60.0
 """Seconds without one after which a driver counts as dead."""
+
+LOOK = 2.0
+"""Seconds between looks whether it gives one."""
 
 
 class FencedError(EvorayError):
@@ -101,6 +105,29 @@ class Fence:
         """Who had the highest number last; None where nobody did, or no driver that lives wrote its file."""
         names = self._names()
         return self._read(names[-1]) if names else None
+
+    def living(self, note: Callable[[str], None]) -> Holder | None:
+        """The driver that is at work. One that may be is waited for, until it gives a sign of life or counts as dead.
+
+        A job that was killed is often submitted again at once, by a person or by KubeRay.
+
+        Args:
+            note: told of the wait.
+        """
+        first = self.holder()
+        if first is None or not first.lives():
+            return None
+        left = min(STALE, STALE - (time.time() - first.time))
+        note(f"waiting up to {left:.0f} s: {first} used this run, and may live")
+        until = time.monotonic() + left
+        while (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, LOOK))
+            now = self.holder()
+            if now is None or not now.lives():
+                return None  # it ended meanwhile
+            if now != first:
+                return now
+        return None
 
     def take(self, *, locked: bool) -> bool:
         """Takes the next number, which ends the driver that had the last one.

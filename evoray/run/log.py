@@ -76,7 +76,8 @@ class DriverLog(Progress):
         if path is None:
             self._lines.append(line)
             return
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, EvorayError):
+            self._location.allow_writing()
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a", encoding="utf-8") as file:
                 file.write(line)

@@ -78,7 +78,7 @@ def search(settings: SearchSettings, progress: Progress | None = None, shared: S
     seed = shared.seed if shared is not None else None
     if seed is not None:
         plan = replace(plan, init=seed.name)
-    with RunDirectory(settings.run, progress.note) as run:
+    with RunDirectory(settings.run, progress.note, settings.take_over) as run:
         run.settle(plan.identity, plan.settings.model_dump(mode="json"))
         journal, start = Journal(run.location), plan.start if plan.init is None else run.start()
         strategy = None
@@ -105,7 +105,7 @@ def search(settings: SearchSettings, progress: Progress | None = None, shared: S
             if plan.init is not None and start is None:
                 lessons = shared.lessons if shared is not None else None
                 start = _start_of_baseline(plan, seed or plan.init, lessons, run, pool, told)
-            teacher = run / "teacher" if shared is None else shared.teacher
+            teacher = run / "teacher" if shared is None else shared.teacher.guarded(run.check)
             command = shared.command if shared is not None else None
             strategy = strategy or _replayed(plan, run, journal, start)
             driver = _Driver(plan, run, journal, strategy, start, teacher, command, pool, told)
@@ -273,6 +273,7 @@ class _Driver:
         )
 
     def _measure(self, text: TaughtText, wanted: Measurement, record: GenerationRecord) -> Told:
+        self.run.check()  # what nobody may write any more need not be measured
         settings, draw = self.plan.settings, wanted.drawn
         purpose, generation = (Purpose.LASTING, 0) if draw.lasting else (Purpose.BATCHES, record.generation)
         draws = rng(settings.seed, generation, purpose, draw.index)

@@ -38,6 +38,9 @@ class ChoiceSettings(ModelSettings, TextSettings, WorkSettings):
         None, description="The variants: a folder or URI that `evoray build` made. Not needed to drop only."
     )
     run: str = Field(description="Run directory: a folder or URI. A run of the same settings goes on.")
+    take_over: bool = Field(
+        False, description="Take the run directory over from a driver that seems to be at work; that one stops."
+    )
     target_bits: float | None = Field(None, gt=0, description="Budget: average code bits per compressible weight.")
     target_bpw: float | None = Field(None, gt=0, description="Budget: average stored bits per weight, scales included.")
     target_size: Bytes | None = Field(None, description="Budget: size of the whole checkpoint, such as 3.5GB.")

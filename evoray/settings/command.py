@@ -17,6 +17,7 @@ _NOT_DECIDING = {
     "work_memory",
     "variant_memory",
     "cache_disk",
+    "take_over",
     "max_hours",
     "max_tokens",
     "dry_run",

@@ -14,8 +14,8 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import unquote, urlsplit
@@ -48,6 +48,8 @@ class Location:
         uri: absolute path of a local place, otherwise the URI.
         path: path inside the file system.
         filesystem: None when local.
+        guard: of this place and all below: called before anything appears or is deleted, and what it raises keeps it
+            from that.
 
     Example:
         >>> folder = Location.parse("results")                   # doctest: +SKIP
@@ -57,6 +59,7 @@ class Location:
     uri: str
     path: str = field(compare=False)
     filesystem: pafs.FileSystem | None = field(default=None, compare=False, repr=False)
+    guard: Callable[[], None] | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def parse(cls, place: str | Path | Location) -> Location:
@@ -105,7 +108,16 @@ class Location:
         address, question, query = self.uri.partition("?") if self.filesystem is not None else (self.uri, "", "")
         uri = f"{address.rstrip('/')}/{child}{question}{query}"
         path = f"{self.path.rstrip('/')}/{child}" if self.path else child
-        return Location(uri=uri, path=path, filesystem=self.filesystem)
+        return Location(uri=uri, path=path, filesystem=self.filesystem, guard=self.guard)
+
+    def guarded(self, guard: Callable[[], None]) -> Location:
+        """The same place with a guard."""
+        return replace(self, guard=guard)
+
+    def allow_writing(self) -> None:
+        """Asks the guard, if there is one, for who writes here by other means."""
+        if self.guard is not None:
+            self.guard()
 
     @property
     def name(self) -> str:
@@ -256,6 +268,7 @@ class Location:
             with to_the_end():
                 with path.open("rb") as written:
                     os.fsync(written.fileno())
+                self.allow_writing()
                 path.replace(target)
                 _sync_folder(target.parent)
         except OSError as error:
@@ -270,6 +283,7 @@ class Location:
             UserError, EvorayError: when it cannot be deleted.
         """
         filesystem = self.filesystem
+        self.allow_writing()
         with contextlib.suppress(FileNotFoundError), self._named("delete"):
             if filesystem is None:
                 os.unlink(self.path)
@@ -323,7 +337,7 @@ class Location:
         """The one place from where this package puts a file on object storage."""
         aside = f"{self.path.rpartition('/')[0]}/{self._temporary_name()}"
         with self._named("write"):
-            publish(filesystem, source, self.path, aside)
+            publish(filesystem, source, self.path, aside, self.allow_writing)
 
     @contextlib.contextmanager
     def _named(self, verb: str) -> Iterator[None]:

@@ -48,9 +48,7 @@ def _exactly(stream: pa.NativeFile, count: int, start: int) -> bytes:
     return piece
 
 
-def publish(
-    filesystem: pafs.FileSystem, source: Path, path: str, aside: str, before: Callable[[], None] | None = None
-) -> None:
+def publish(filesystem: pafs.FileSystem, source: Path, path: str, aside: str, before: Callable[[], None]) -> None:
     """Brings a whole local file to a place, where it is seen whole or not at all.
 
     A stream that is closed after an error publishes what it got so far, and nothing keeps an interrupted one from being
@@ -68,14 +66,12 @@ def publish(
     """
     size, in_store = source.stat().st_size, filesystem.type_name in OBJECT_STORES
     if in_store and size > _COPY_LIMIT:
-        if before is not None:
-            before()
+        before()
         retried(lambda: _send(filesystem, source, path, size))
         return
     try:
         retried(lambda: _send(filesystem, source, aside, size))
-        if before is not None:
-            before()
+        before()
         # A move of an object store is a copy and a deletion, and could not be done again between the two.
         place = filesystem.copy_file if in_store else filesystem.move
         retried(lambda: place(aside, path))

@@ -3,20 +3,16 @@
 import json
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import pyarrow.fs as pafs
 import pytest
 import yaml
 
-from evoray.errors import EvorayError, UserError
+from evoray.errors import UserError
 from evoray.run import directory
-from evoray.run.directory import DRIVER, RunDirectory
+from evoray.run.directory import RunDirectory
 from evoray.store import Location
 
 HOLDER = """
@@ -45,7 +41,7 @@ def other_driver(folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 def test_another_driver_is_named_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
     with other_driver(tmp_path) as process:
-        with pytest.raises(UserError, match=rf"is in use by process {process.pid} on \S+; stop it first, or give"):
+        with pytest.raises(UserError, match=rf"is in use by process {process.pid} on \S+; stop it first, give"):
             RunDirectory(str(tmp_path)).__enter__()
         process.kill()
         process.wait()
@@ -118,94 +114,6 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, damage: bytes) -> No
         }
         with pytest.raises(UserError, match=rf"{name} is damaged"):
             reads[name]()
-
-
-# Object storage: no locks, a heartbeat instead
-
-
-@pytest.fixture
-def bucket(tmp_path: Path) -> Location:
-    return Location.inside(pafs.LocalFileSystem(), str(tmp_path / "bucket"), "memory://bucket")
-
-
-def beat(bucket: Location) -> dict[str, Any]:
-    return json.loads((bucket / DRIVER).read_bytes())
-
-
-def test_a_driver_that_beats_keeps_others_out(bucket: Location, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(directory, "BEAT", 0.01)
-    monkeypatch.setattr(directory, "LOOK", 0.02)
-    notes: list[str] = []
-    with RunDirectory(bucket):
-        with pytest.raises(UserError, match=r"memory://bucket is in use by process \d+ on \S+; stop it first, or give"):
-            RunDirectory(bucket, notes.append).__enter__()
-        (note,) = notes
-        assert note.startswith("waiting up to 60 s: process ")
-        assert (bucket / DRIVER).exists()
-    assert not (bucket / DRIVER).exists()
-    with RunDirectory(bucket):
-        pass
-
-
-def test_a_driver_without_a_heartbeat_counts_as_dead(bucket: Location) -> None:
-    with RunDirectory(bucket) as run:
-        old = beat(bucket)
-        (bucket / DRIVER).write_bytes(json.dumps(old | {"time": old["time"] - directory.STALE - 1}).encode())
-        with RunDirectory(bucket):
-            assert beat(bucket)["owner"] != old["owner"]
-        assert run.location == bucket
-
-
-@pytest.mark.parametrize("ends", [False, True])
-def test_a_driver_that_was_just_killed_or_just_ends_is_waited_for(
-    bucket: Location, monkeypatch: pytest.MonkeyPatch, ends: bool
-) -> None:
-    monkeypatch.setattr(directory, "LOOK", 0.02)
-    monkeypatch.setattr(directory, "STALE", 600.0 if ends else 0.2)
-    looks = 0
-
-    def sleep(seconds: float) -> None:
-        nonlocal looks
-        looks += 1
-        assert seconds <= 0.02
-        if ends and looks == 3:
-            (bucket / DRIVER).delete()
-        real(seconds)
-
-    real = time.sleep
-    (bucket / DRIVER).write_bytes(json.dumps({"owner": "host:1:2", "time": time.time()}).encode())
-    monkeypatch.setattr(directory.time, "sleep", sleep)
-    with RunDirectory(bucket):
-        assert beat(bucket)["owner"] != "host:1:2"
-    assert looks == 3 if ends else looks > 3
-
-
-def test_a_damaged_heartbeat_is_no_driver(bucket: Location) -> None:
-    (bucket / DRIVER).write_bytes(b"{")
-    with RunDirectory(bucket):
-        assert beat(bucket)["owner"]
-
-
-def test_the_heart_beats_and_stops_with_the_run(bucket: Location, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(directory, "BEAT", 0.001)
-    beats, ten = list[float](), threading.Event()
-    write = RunDirectory._write_beat
-
-    def counted(self: RunDirectory) -> None:
-        beats.append(0)
-        if len(beats) == 5:
-            raise EvorayError("storage was away for a moment")
-        write(self)
-        if len(beats) >= 10:
-            ten.set()
-
-    monkeypatch.setattr(RunDirectory, "_write_beat", counted)
-    with RunDirectory(bucket):
-        assert ten.wait(60)
-    after = len(beats)
-    assert not (bucket / DRIVER).exists(), "no beat came after the last"
-    assert not any(thread.name == "heartbeat" for thread in threading.enumerate())
-    assert len(beats) == after
 
 
 @pytest.mark.parametrize(
