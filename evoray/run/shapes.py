@@ -25,7 +25,7 @@ _C = TypeVar("_C", bound=ChoiceSettings)
 
 SHAPES = "shapes.json"
 
-GIB = 1 << 30
+MIB = 1 << 20
 
 LEAST_CHUNK = 256
 """Rows of the head below which products get slow and little memory is saved."""
@@ -91,10 +91,11 @@ def probed_shapes(
         if taken <= settings.work_memory / (1 if smaller is None else 2):
             return shapes
         if smaller is None:
+            size = f"{taken / MIB:,.1f} MiB" if taken < math.inf else "more than there is on its device"
             raise UserError(
-                f"a pass of {max(longest, shapes.tokens_per_pass)} tokens takes {taken / GIB:.3g} GiB beside model and "
-                f"variants, and --work-memory is {settings.work_memory / GIB:.3g} GiB; raise it, or lower "
-                "--tokens-per-pass or --sequence-length"
+                f"a pass of {max(longest, shapes.tokens_per_pass)} tokens takes {size} beside model and variants, and "
+                f"--work-memory is {settings.work_memory / MIB:,.1f} MiB; raise it, or lower --tokens-per-pass or "
+                "--sequence-length"
             )
         shapes = smaller
 

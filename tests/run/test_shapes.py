@@ -87,6 +87,8 @@ def test_a_device_with_less_room_than_the_limit_is_heeded():
 def test_a_block_that_does_not_fit_is_told_with_value_limit_and_remedy(given):
     with pytest.raises(UserError, match=r"a pass of \d+ tokens takes .* and --work-memory is .* raise it, or lower"):
         probed_shapes(Probed(1.0), MANY, settings(**given))
+    with pytest.raises(UserError, match="takes more than there is on its device beside"):
+        probed_shapes(Probed(1.0, room=0), MANY, settings(**given))
 
 
 # In a search
