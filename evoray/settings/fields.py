@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
+from evoray.credentials import refuse_credentials
 from evoray.errors import UserError
 from evoray.sizes import parse_size
 
@@ -129,6 +130,9 @@ class Settings(BaseModel):
         if isinstance(value, bool) and wanted is not bool:
             # Python counts True as 1; in a settings file it is a slip.
             raise ValueError("this is no switch; give a value")
+        if isinstance(value, str):
+            # Before any value stands in a message, a log or a run directory.
+            refuse_credentials(value)
         if isinstance(value, str) and not value.strip() and wanted in (str, str | None):
             raise ValueError("it is empty; give a value")
         return os.fspath(value) if isinstance(value, os.PathLike) else value

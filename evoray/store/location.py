@@ -23,12 +23,13 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from evoray.credentials import without_secrets
 from evoray.errors import EvorayError, UserError
 from evoray.stopping import to_the_end
 from evoray.store.manifest import CorruptError
 from evoray.store.remote import PIECE_BYTES, pieces, publish
 from evoray.store.transfers import TRANSFERS, retried
-from evoray.store.uris import is_users, open_uri, without_secrets
+from evoray.store.uris import is_users, open_uri
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.\-]*://")
 _TEMPORARY = re.compile(r"^\..*\.[0-9a-f]{16}\.tmp$")

@@ -1,9 +1,8 @@
-"""URIs of places: what they may say, the file system behind them, and how they are told without secrets.
+"""URIs of places: what they may say, and the file system behind them.
 
-Holds: `open_uri`, `without_secrets`, `is_users`.
+Holds: `open_uri`, `is_users`.
 
-Credentials come from the environment or the object store's usual chain. A URI stands in settings, logs and messages,
-so one that holds some is refused.
+Credentials come from the environment or the object store's usual chain, never from the URI.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from evoray.credentials import refuse_credentials, without_secrets
 from evoray.errors import UserError
 
 CONNECT_SECONDS = 10.0
@@ -33,25 +33,11 @@ _USERS = re.compile(
     r"|invalid.?access.?key|signature|permission|could not resolve region|HTTP status 30[17]|\b40[13]\b",
     re.IGNORECASE,
 )
-_SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL", re.IGNORECASE)
-_SECRET_PARAMETER = re.compile(
-    r"([\w.\-]*(?:secret|password|token|access_?key|credential|signature|\bsig)[\w.\-]*=)[^&\s'\"]+", re.IGNORECASE
-)
-_USER = re.compile(r"//[^/@\s]+@")
 
 
 def is_users(text: str) -> bool:
     """Whether an error of an object store asks the user to act; trying again would not help."""
     return bool(_USERS.search(text))
-
-
-def without_secrets(text: str) -> str:
-    """The first line of a text, without values of secret environment variables and without credentials of URIs."""
-    line = (text.splitlines() or [""])[0]
-    for name, value in os.environ.items():
-        if len(value) >= 8 and _SECRET_NAME.search(name):
-            line = line.replace(value, "***")
-    return _SECRET_PARAMETER.sub(r"\1***", _USER.sub("//***@", line))[:300]
 
 
 def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -60,8 +46,8 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
     Raises:
         UserError: an unknown scheme, credentials in the URI, no bucket, or a file system that cannot be reached.
     """
+    refuse_credentials(uri)
     parts = urlsplit(uri)
-    _refuse_credentials(parts)
     scheme = parts.scheme.lower()
     if scheme in ("s3", "gs", "gcs") and not parts.netloc:
         raise UserError(f"{uri} names no bucket; write {scheme}://bucket/folder")
@@ -75,18 +61,6 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
             f"cannot use {without_secrets(uri)}: {without_secrets(str(error))}; give a folder, or a URI that "
             "pyarrow.fs knows (s3://, gs://, file://) with credentials in the environment"
         ) from None
-
-
-def _refuse_credentials(parts: SplitResult) -> None:
-    shown = f"{parts.scheme}://{parts.netloc}{parts.path}"
-    # Azure writes the container before the @.
-    if "@" in parts.netloc and not (parts.scheme.lower().startswith("abfs") and ":" not in parts.netloc):
-        shown = f"{parts.scheme}://***@{parts.netloc.rpartition('@')[2]}{parts.path}"
-    elif _SECRET_PARAMETER.search(f"?{parts.query}") or "@" in parts.query:
-        shown = f"{shown}?***"
-    else:
-        return
-    raise UserError(f"the URI {shown} holds credentials; give them through the environment instead")
 
 
 def _s3(parts: SplitResult) -> pafs.FileSystem:

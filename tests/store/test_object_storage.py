@@ -5,7 +5,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from object_storage import CREDENTIALS, S3Server, flaky, spoilt
+from object_storage import S3Server, flaky, spoilt
 
 from evoray.errors import EvorayError, UserError
 from evoray.store import TRANSFERS, Location, uris
@@ -113,23 +113,3 @@ def test_wrong_bytes_are_fetched_again_then_told(s3: S3Server, tmp_path: Path) -
             call()
     after = counted()
     assert (after[1] - before[1], after[2] - before[2]) == (2 * 3 * len(b"spoilt"), 4)
-
-
-def test_secrets_are_in_no_text(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    for uri in (
-        "s3://AKIAKEY:hidden@bucket/x",
-        "s3://bucket/x?secret_key=hidden",
-        "s3://bucket/x?X-Amz-Signature=hidden&region=a",
-        "s3://bucket/x?endpoint_override=http://user:hidden@127.0.0.1:9",
-        "abfs://container:hidden@account/x",
-        "gs://token:hidden@bucket/x",
-        "gs://bucket/x?access_token=hidden",
-        "nonsense://user:hidden@host/x",
-    ):
-        with pytest.raises(UserError, match="holds credentials; give them through the environment") as caught:
-            Location.parse(uri)
-        assert "hidden" not in str(caught.value)
-        assert "\n" not in str(caught.value)
-    for name, secret in CREDENTIALS.items():
-        if name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
-            assert secret not in uris.without_secrets(f"said {secret}, and ?X-Amz-Credential={secret}")
