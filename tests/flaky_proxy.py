@@ -1,17 +1,19 @@
-"""A process between a client and an object store that spoils every third request: `python flaky_proxy.py UPSTREAM`.
+"""A process between a client and an object store that spoils every so-manieth request, and counts:
+`python flaky_proxy.py UPSTREAM EVERY`, or 0 to spoil none.
 
 It prints its port. In turn it answers 503, cuts the answer's body short, and lets go of the connection. Requests for
-`/spoilt` are answered with how many it spoilt. Ends with its standard input.
+`/counts` are answered with how many it spoilt, and how often each object was asked for. Ends with its standard input.
 """
 
 import http.client
 import itertools
+import json
 import os
 import sys
 import threading
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
-EVERY = 3
+from typing import ClassVar
 
 OF_CONNECTION = ("connection", "content-length", "expect", "transfer-encoding")
 """Headers that are not handed on."""
@@ -25,16 +27,19 @@ class Proxy(BaseHTTPRequestHandler):
     numbers = itertools.count(1)
     lock = threading.Lock()
     count = 0
+    every = 0
+    gets: ClassVar[Counter[str]] = Counter()
 
     def handle_request(self) -> None:
         self.close_connection = True
-        if self.path == "/spoilt":
-            self.answer(200, [], str(Proxy.count).encode())
+        if self.path == "/counts":
+            self.answer(200, [], json.dumps({"spoilt": Proxy.count, "gets": self.gets}).encode())
             return
         body = self.body()
         with self.lock:
-            turn = Proxy.count if next(self.numbers) % EVERY == 0 else None
+            turn = Proxy.count if self.every and next(self.numbers) % self.every == 0 else None
             Proxy.count += turn is not None
+            self.gets[self.path] += self.command == "GET"
         if turn is not None and turn % 3 == 0:
             self.answer(503, [], b"<Error><Code>ServiceUnavailable</Code><Message>later</Message></Error>")
             return
@@ -87,7 +92,7 @@ class Server(ThreadingHTTPServer):
 
 
 if __name__ == "__main__":
-    Proxy.upstream = int(sys.argv[1])
+    Proxy.upstream, Proxy.every = map(int, sys.argv[1:])
     server = Server(("127.0.0.1", 0), Proxy)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(server.server_port, flush=True)

@@ -1,4 +1,4 @@
-"""Object storage for tests: a server that speaks S3 as a process of its own, and one between that spoils requests.
+"""Object storage for tests: a server that speaks S3 as a process of its own, and one between that spoils and counts.
 
 `S3Server` makes buckets; `s3_server` and `flaky` are context managers of the processes.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import http.client
+import json
 import re
 import socket
 import subprocess
@@ -91,9 +92,9 @@ def s3_server() -> Iterator[S3Server]:
 
 
 @contextmanager
-def flaky(server: S3Server) -> Iterator[S3Server]:
-    """The same server behind a process that spoils every third request."""
-    command = [sys.executable, str(Path(__file__).with_name("flaky_proxy.py")), str(server.port)]
+def flaky(server: S3Server, every: int = 3) -> Iterator[S3Server]:
+    """The same server behind a process that spoils every so-manieth request, or none for 0, and counts."""
+    command = [sys.executable, str(Path(__file__).with_name("flaky_proxy.py")), str(server.port), str(every)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -104,4 +105,9 @@ def flaky(server: S3Server) -> Iterator[S3Server]:
 
 def spoilt(server: S3Server) -> int:
     """How many requests a flaky one spoilt."""
-    return int(server.request("GET", "/spoilt")[1])
+    return int(json.loads(server.request("GET", "/counts")[1])["spoilt"])
+
+
+def gets(server: S3Server) -> dict[str, int]:
+    """How often each object was asked for at a flaky one."""
+    return dict(json.loads(server.request("GET", "/counts")[1])["gets"])

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 from builds import built, contents
-from object_storage import CREDENTIALS, S3Server, flaky, spoilt
+from object_storage import CREDENTIALS, S3Server, flaky, gets, spoilt
 from searches import Material, bits_of
 
 from evoray.run.export import run_export
 from evoray.run.search import search
 from evoray.settings import ExportSettings
-from evoray.store import TRANSFERS
+from evoray.store import TRANSFERS, Location
 
 OF_PLACE = ("store", "command")
 """Of best.json, what names the place."""
@@ -53,3 +53,22 @@ def test_a_job_on_bad_object_storage_ends_as_on_a_disk(
     secrets = [value.encode() for name, value in CREDENTIALS.items() if value.endswith("tests")]
     assert len(secrets) == 3
     assert not [key for key, data in objects.items() if any(secret in data for secret in secrets)]
+
+
+@pytest.mark.cluster
+def test_workers_of_a_node_share_one_download(
+    ray_home: Path, s3: S3Server, material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = s3.make_bucket("shared")
+    for file in (path for path in Path(material.store).rglob("*") if path.is_file()):
+        (Location.parse(bucket) / str(file.relative_to(material.store))).upload_file(file)
+    search(material.settings(tmp_path / "here", generations=2))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # where the node's cache is
+    with flaky(s3, every=0) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        search(material.settings(tmp_path / "run", store=bucket, generations=2, workers=2))
+        layers = {path: count for path, count in gets(proxy).items() if path.endswith(".arrow")}
+    assert bits_anywhere(tmp_path / "run") == bits_anywhere(tmp_path / "here")
+    # A search does not read what no candidate has.
+    assert len(layers) > 10
+    assert set(layers.values()) == {1}
