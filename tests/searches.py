@@ -175,6 +175,7 @@ class Told(Progress):
 
     def __init__(self) -> None:
         self.notes: list[str] = []
+        self.logs: list[str] = []
         self.generations: list[int] = []
         self.shares: dict[str, list[float]] = {}
         self.steps: dict[str, list[float]] = {}
@@ -187,6 +188,9 @@ class Told(Progress):
 
     def step(self, name: str) -> Callable[[float], None]:
         return self.steps.setdefault(name, []).append
+
+    def keep_log(self, name: str, data: bytes) -> None:
+        self.logs.append(name)
 
     def generation(self, row: GenerationRow, generations: int) -> None:
         self.generations.append(row.generation)

@@ -9,6 +9,7 @@
 `actor.py`: `WorkerActor`: the process of a worker.
 `ray_pool.py`: `RayPool`: workers as Ray actors that may die.
 `metrics.py`: `RunMetrics`: figures of a run for whoever watches the cluster.
+`logs.py`: `WorkerLogs`: what workers wrote, brought to the driver.
 `environment.py`: whether nodes have the driver's Python.
 `ray_errors.py`: what an error of Ray's tells.
 """

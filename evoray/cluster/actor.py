@@ -12,7 +12,9 @@ import contextlib
 import ctypes
 import logging
 import os
+import platform
 import signal
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -21,6 +23,7 @@ import ray
 from evoray.cluster.metrics import TransferMetrics
 from evoray.cluster.worker import DeviceRecord, Worker, WorkerSpec, take_environment
 from evoray.errors import EvorayError
+from evoray.log_line import JsonFormatter
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
     from evoray.fitness import Fitness
 
 Result = TypeVar("Result")
+
+_logger = logging.getLogger("evoray")
 
 DIE_WITH_PARENT = 1
 """`PR_SET_PDEATHSIG` of prctl(2), which only Linux has: a signal for when the parent, Ray's node process, is gone."""
@@ -49,6 +54,7 @@ class WorkerActor:
 
     def __init__(self, environment: dict[str, str] | None = None) -> None:
         take_environment(environment or {})
+        _log_as_json()
         self.worker: Worker | None = None
         self._transfers = TransferMetrics()
         # After its driver or node was killed, Ray would keep this process, and its device's memory, for a minute.
@@ -67,12 +73,15 @@ class WorkerActor:
             EvorayError: this device or node can't, now; another one, or a new process later, may.
         """
         if self.worker is None:
+            began = time.monotonic()
             try:
                 self.worker = Worker(spec)
             except Exception as error:
                 if (cause := _device_error(error)) is None:
                     raise
                 raise EvorayError(f"its device fails: {str(cause).strip().splitlines()[0]}") from None
+            seconds = time.monotonic() - began
+            _logger.info("ready after %.1f s with %s on %s", seconds, spec.model, self.worker.record.device)
         return self.worker.record, self.worker.notes
 
     def losses(self, rows_NL: np.ndarray, work: Work, fitness: Fitness) -> np.ndarray:
@@ -91,6 +100,14 @@ class WorkerActor:
         if self.worker is None:
             raise UnpreparedError
         return self.worker
+
+
+def _log_as_json() -> None:
+    """Sends what is logged in this process to its standard error, which Ray keeps in a file; see `WorkerLogs`."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter(node=platform.node(), pid=os.getpid()))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    _logger.setLevel(logging.INFO)
 
 
 def breaks_device(error: BaseException) -> bool:
@@ -126,6 +143,6 @@ def _or_die(call: Callable[[], Result]) -> Result:
 
 
 def _die(error: BaseException) -> NoReturn:
-    logging.getLogger("evoray").error("the device failed, and this worker ends: %s", error)
+    _logger.error("the device failed, and this worker ends: %s", error)
     logging.shutdown()
     os._exit(1)

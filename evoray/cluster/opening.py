@@ -18,6 +18,7 @@ def open_pool(
     wait: float = 600.0,
     memory: int = 0,
     note: Callable[[str], None] = say,
+    keep_log: Callable[[str, bytes], None] | None = None,
 ) -> Pool:
     """Opens a pool.
 
@@ -32,6 +33,7 @@ def open_pool(
         memory: bytes of host memory that each actor asks Ray for; 0 for no such limit. Of a `HostMemory` the part for
             ready variants, and with it `spec.variant_bytes`, shrinks on CPUs where more workers have room then.
         note: told of lost and refused workers, of missing room and of candidates set aside, a line each.
+        keep_log: given a name and the end of the log of each worker's process that is lost, or ends with the pool.
 
     Raises:
         UserError: no such cluster, no node with memory for a worker, or workers that can't load what the spec names.
@@ -42,4 +44,13 @@ def open_pool(
     # Late, so that a search in one process needs no Ray.
     from evoray.cluster.ray_pool import RayPool
 
-    return RayPool(spec, workers=workers, address=address, allow_mixed=allow_mixed, wait=wait, memory=memory, note=note)
+    return RayPool(
+        spec,
+        workers=workers,
+        address=address,
+        allow_mixed=allow_mixed,
+        wait=wait,
+        memory=memory,
+        note=note,
+        keep_log=keep_log,
+    )

@@ -25,6 +25,7 @@ from evoray.cluster.capacity import Room, room_for_workers
 from evoray.cluster.connection import connect, nodes
 from evoray.cluster.dispatch import Dispatcher, Item
 from evoray.cluster.environment import check_nodes, packages
+from evoray.cluster.logs import WorkerLogs
 from evoray.cluster.metrics import RunMetrics
 from evoray.cluster.pool import Pool, say
 from evoray.cluster.ray_errors import LOSSES, first_line, process_died, told
@@ -91,10 +92,12 @@ class RayPool(Pool):
         wait: float = 600.0,
         memory: int = 0,
         note: Callable[[str], None] = say,
+        keep_log: Callable[[str, bytes], None] | None = None,
         actor_class: type[WorkerActor] = WorkerActor,
     ) -> None:
         super().__init__()
         self._note, self._wait = note, wait
+        self._logs = WorkerLogs(keep_log)
         self._barren = 0
         self._actors: list[_Actor] = []
         self._last_failure: str | None = None
@@ -148,6 +151,9 @@ class RayPool(Pool):
         self._metrics.publish(run, figures, busy)
 
     def close(self) -> None:
+        for index, actor in enumerate(self._actors):
+            self._logs.fetch(index, actor.node, actor.pid)
+        self._logs.finish()
         for actor in self._actors:
             # What is left of a cluster that broke down may refuse even this.
             with contextlib.suppress(Exception):
@@ -248,6 +254,7 @@ class RayPool(Pool):
         index = self._actors.index(actor)
         others = any(other.ready or (other.placed and other.failures < TRIES) for other in self._actors)
         if isinstance(error, LOSSES):
+            self._logs.fetch(index, actor.node, actor.pid)
             # A process that dies whenever it loads, on nodes that live, won't get better by itself.
             if actor.failures >= TRIES and not others:
                 raise EvorayError(f"workers die while they load {self.spec.model}: {first_line(error)}") from None
@@ -402,6 +409,7 @@ class RayPool(Pool):
         self.lost += 1
         self._barren += 1
         self.busy.forget(index)
+        self._logs.fetch(index, actor.node, actor.pid)
         self._note(f"worker {index} (process {actor.pid}) was lost, its work is done again: {first_line(error)}")
         actor.starting, actor.placed, actor.ready = None, False, False
         actor.again_at = time.monotonic() + PAUSE

@@ -70,6 +70,11 @@ class DriverLog(Progress):
     def layer(self, done: int, total: int, name: str) -> None:
         self._progress.layer(done, total, name)
 
+    def keep_log(self, name: str, data: bytes) -> None:
+        with contextlib.suppress(EvorayError):
+            (self._location.parent / name).write_bytes(data)
+        self._progress.keep_log(name, data)
+
     def _write(self, text: str) -> None:
         line = f"{datetime.now(UTC).isoformat(timespec='seconds')} {' '.join(text.split())}\n"
         path = self._location.local_path

@@ -116,6 +116,9 @@ class LoggedProgress(Progress):
     def layer(self, done: int, total: int, name: str) -> None:
         self._progress.layer(done, total, name)
 
+    def keep_log(self, name: str, data: bytes) -> None:
+        self._progress.keep_log(name, data)
+
     def generation(self, row: GenerationRow, generations: int) -> None:
         self._progress.generation(row, generations)
         self._write_generation(row)

@@ -43,6 +43,9 @@ class Progress:
     def layer(self, done: int, total: int, name: str) -> None:
         """A layer of a build is finished."""
 
+    def keep_log(self, name: str, data: bytes) -> None:
+        """The end of a worker's log, to be kept with the run."""
+
     def __enter__(self) -> Self:
         return self
 

@@ -93,6 +93,7 @@ def started_pool(
         wait=settings.wait,
         memory=memory,
         note=progress.note,
+        keep_log=progress.keep_log,
     ) as pool:
         started(1.0)
         for note in pool.notes:

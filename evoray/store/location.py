@@ -126,6 +126,13 @@ class Location:
         return self.path.rpartition("/")[2]
 
     @property
+    def parent(self) -> Location:
+        """The folder that it lies in."""
+        address, question, query = self.uri.partition("?") if self.filesystem is not None else (self.uri, "", "")
+        uri = f"{address.rstrip('/').rpartition('/')[0]}{question}{query}"
+        return Location(uri=uri, path=self.path.rpartition("/")[0], filesystem=self.filesystem)
+
+    @property
     def is_local(self) -> bool:
         """Whether this is a path of this machine, to be opened and mapped in place."""
         return self.filesystem is None

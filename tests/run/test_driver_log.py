@@ -53,6 +53,20 @@ def test_everything_is_passed_on() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_workers_log_lies_beside_it(tmp_path: Path, remote: bool) -> None:
+    place = (
+        Location.inside(pafs.LocalFileSystem(), str(tmp_path), "memory://bucket")
+        if remote
+        else Location.parse(tmp_path)
+    )
+    told = Told()
+    DriverLog(place / LOG, told).keep_log("worker-3-1234.log", b"last words")
+    assert (tmp_path / "logs" / "worker-3-1234.log").read_bytes() == b"last words"
+    DriverLog(Location.parse("/proc/nope/driver.log"), told).keep_log("worker-3-1234.log", b"last words")
+    assert told.logs == ["worker-3-1234.log"] * 2  # passed on, whether it could be written or not
+
+
 def test_object_storage_gets_it_at_the_end_of_each_generation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = Location.inside(pafs.LocalFileSystem(), str(tmp_path), "memory://bucket")
     file = tmp_path / LOG

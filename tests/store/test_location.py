@@ -205,3 +205,12 @@ def test_an_upload_of_another_size_is_an_error(tmp_path, impatient):
     with pytest.raises(EvorayError, match=r"cannot write s3://bucket/x: it has 1 bytes after an upload of 5"):
         Location.inside(filesystem, "bucket/x", "s3://bucket/x").write_bytes(b"hello")
     assert [(path.name, path.read_bytes()) for path in (tmp_path / "bucket").iterdir()] == [("x", b"old")]
+
+
+def test_the_parent_is_what_its_child_came_from(tmp_path) -> None:
+    folder = Location.parse(tmp_path) / "run"
+    assert ((folder / "best.json").parent, (folder / "best.json").parent.path) == (folder, folder.path)
+    bucket = Location.inside(pafs.LocalFileSystem(), f"{tmp_path}/bucket", "memory://bucket?region=x")
+    log = bucket / "logs" / "driver.log"
+    assert (log.parent.uri, log.parent.path) == ("memory://bucket/logs?region=x", f"{tmp_path}/bucket/logs")
+    assert log.parent / "driver.log" == log

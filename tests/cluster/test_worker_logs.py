@@ -1,0 +1,78 @@
+"""What workers wrote is kept: of those that are lost, and of those that end with the pool."""
+
+import json
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from searches import Material
+
+from evoray.cluster import logs
+from evoray.cluster.logs import TAIL, WorkerLogs
+from evoray.cluster.ray_pool import RayPool
+from evoray.evaluator import Work
+from evoray.fitness import Fitness
+from evoray.store import VariantStore
+
+
+@pytest.mark.cluster
+def test_a_lost_worker_and_the_one_after_it_leave_their_logs(ray_here: None, material: Material) -> None:
+    layers = len(VariantStore.open(material.store).manifest.layers)
+    rows = np.random.default_rng(3).integers(-1, 3, (4, layers)).astype(np.int8)
+    work = Work(np.random.default_rng(7).integers(0, 255, (2, 24)).astype(np.int32), (24, 17))
+    kept: dict[str, bytes] = {}
+    pids = []
+    with RayPool(material.spec, workers=1, keep_log=kept.__setitem__) as pool:
+        pids.append(pool._actors[0].pid)
+        os.kill(pids[0] or 0, 9)
+        pool.measure(rows, [work], Fitness.perplexity)
+        pids.append(pool._actors[0].pid)
+    assert sorted(kept) == sorted(f"worker-0-{pid}.log" for pid in pids)
+    for pid in pids:
+        (ready,) = [line for line in kept[f"worker-0-{pid}.log"].decode().splitlines() if '"ready after ' in line]
+        assert json.loads(ready)["pid"] == pid
+        assert json.loads(ready)["logger"] == "evoray"
+
+
+def test_the_end_of_a_log_is_what_is_kept(ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Node:
+        def get_logs_dir_path(self) -> str:
+            return str(tmp_path)
+
+    monkeypatch.setattr(ray._private.worker.global_worker, "node", Node())
+    (tmp_path / "worker-abc-01000000-77.err").write_bytes(b"begin" + bytes(TAIL - 3) + b"end")
+    kept: dict[str, bytes] = {}
+    here = ray.get_runtime_context().get_node_id()
+    found = WorkerLogs(kept.__setitem__)
+    found.fetch(3, here, 77)
+    found.fetch(3, here, 78)  # never wrote a word
+    found.fetch(3, None, None)  # never had a place
+    found.finish()
+    WorkerLogs(None).fetch(3, here, 77)
+    assert list(kept) == ["worker-3-77.log"]
+    assert kept["worker-3-77.log"] == bytes(TAIL - 3) + b"end"
+
+
+def test_no_log_ends_a_run_and_the_end_does_not_wait_for_those_that_do_not_come(
+    ray_here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, kept = threading.Event(), dict[str, bytes]()
+
+    def elsewhere(node: str, pid: int) -> bytes:
+        if pid == 77:
+            assert go_on.wait(100)
+        if pid == 78:
+            raise RuntimeError("no dashboard")
+        return b"words"
+
+    monkeypatch.setattr(logs, "_elsewhere", elsewhere)
+    monkeypatch.setattr(logs, "AT_THE_END", 2.0)
+    found = WorkerLogs(kept.__setitem__)
+    for worker, pid in enumerate((77, 78, 79)):
+        found.fetch(worker, "ab" * 28, pid)
+    found.finish()
+    assert list(kept) == ["worker-2-79.log"]
+    go_on.set()
