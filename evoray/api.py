@@ -93,7 +93,7 @@ def open_pool(
     model: str,
     store: str | None = None,
     *,
-    workers: int | None = None,
+    workers: int | str | None = None,
     address: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
@@ -105,7 +105,7 @@ def open_pool(
     Args:
         model: a folder, a model id, or `embedded`.
         store: of its variants.
-        workers: 0 for this process, without Ray; None for one per GPU, or one per core.
+        workers: 0 for this process, without Ray; None for one per GPU, or one per core; or "MIN..MAX".
         address: of a running Ray cluster.
         device: auto, cpu or cuda.
         dtype: what the model runs in; auto: the checkpoint's own on CUDA, float32 on CPUs.

@@ -1,13 +1,15 @@
 """Many evaluators as one. The only room that imports ray, and only when a pool of actors is opened.
 
 `dispatch.py`: `Dispatcher`: who does what, and again after a loss; pure logic.
+`roster.py`, `speeds.py`: `Roster`, `Speeds`: what each worker has in hand, and how fast it is; pure logic.
 `worker.py`: `WorkerSpec`, `DeviceRecord`, `Worker`: one evaluator and the facts that its bits depend on.
 `pool.py`: `Pool`, `LocalPool`: what a driver sees.
 `opening.py`: `open_pool`: the one or the other.
 `capacity.py`: `HostMemory`, `room_for_workers`, `usable_cores`: how many workers the nodes have room for; pure logic.
 `connection.py`: joining or starting Ray.
 `actor.py`: `WorkerActor`: the process of a worker.
-`ray_pool.py`: `RayPool`: workers as Ray actors that may die.
+`actors.py`: `ActorPool`: the processes as the driver sees them.
+`ray_pool.py`: `RayPool`: workers as Ray actors that may die, and their work.
 `metrics.py`: `RunMetrics`: figures of a run for whoever watches the cluster.
 `logs.py`: `WorkerLogs`: what workers wrote, brought to the driver.
 `environment.py`: whether nodes have the driver's Python.

@@ -44,8 +44,12 @@ class BusyTime:
     def take(self) -> tuple[float, ...]:
         """Seconds since this was last asked, of each worker that ever had work, in their order.
 
-        Calls that are under way count when they end.
+        Of calls that are under way counts what has passed: they may belong to what was asked for before, and go on.
         """
+        for worker, calls in self._calls.items():
+            if calls:
+                self._count(worker)
+                self._since[worker] = self._clock()
         found = tuple(self._seconds[worker] for worker in sorted(self._seconds))
         self._seconds = dict.fromkeys(self._seconds, 0.0)
         return found

@@ -1,6 +1,6 @@
 """Joining or starting Ray, and what its nodes have.
 
-Holds: `connect`, `Connection`, `nodes`.
+Holds: `connect`, `Connection`, `nodes`, `draining`.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import threading
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,8 @@ def connect(address: str | None, workers: int | None, threads: int) -> Connectio
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     alone = address == "local"
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    # Nobody else's names are seen, and nobody sees ours.
+    options["namespace"] = f"evoray-{uuid.uuid4().hex[:12]}"
     if alone:
         options["include_dashboard"] = False
         # Ray knows the limits of a container. Only a laptop asked for more workers than it has cores needs more.
@@ -101,6 +104,15 @@ def nodes() -> list[Node]:
     """The nodes that are alive."""
     found = [entry["Resources"] for entry in ray.nodes() if entry["Alive"]]
     return [Node(has.get("CPU", 0), has.get("GPU", 0), has.get("memory", 0)) for has in found]
+
+
+def draining() -> frozenset[str]:
+    """Ids of nodes that will be gone soon: preempted, idle or taken back. They end what they have, and get no more."""
+    # What Ray's own libraries ask; it has no public name for it. Without it, work on such nodes is lost and done again.
+    try:
+        return frozenset(ray._private.worker.global_worker.gcs_client.get_draining_nodes(timeout=CONNECT))
+    except Exception:
+        return frozenset()
 
 
 def _check_answers(address: str) -> None:

@@ -28,7 +28,7 @@ class Progress:
         """The same for what is too small for a line: it is seen while it lasts, on terminals only."""
         return lambda share: None
 
-    def starting(self, workers: int | None) -> Callable[[float], None]:
+    def starting(self, workers: int | str | None) -> Callable[[float], None]:
         """Workers are started, or with 0 the model is loaded in this process."""
         if workers != 0:
             self.note("starting workers")

@@ -92,6 +92,7 @@ def started_pool(
         allow_mixed=settings.allow_mixed,
         wait=settings.wait,
         memory=memory,
+        hung_after=settings.hung_after,
         note=progress.note,
         keep_log=progress.keep_log,
     ) as pool:

@@ -13,6 +13,7 @@ _NOT_DECIDING = {
     "workers",
     "address",
     "wait",
+    "hung_after",
     "allow_mixed",
     "work_memory",
     "variant_memory",

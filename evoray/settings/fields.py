@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 
 from evoray.credentials import refuse_credentials
 from evoray.errors import UserError
+from evoray.settings.workers import Workers
 from evoray.sizes import parse_size
 
 
@@ -168,14 +169,21 @@ class TextSettings(Settings):
 class WorkSettings(Settings):
     """Who does the work."""
 
-    workers: int | None = Field(
-        None, ge=0, description="Workers. 0: this process, without Ray. Default: one per GPU, or one per core."
+    workers: Workers = Field(
+        None,
+        description="Workers: auto, a number, or MIN..MAX, which begins with MIN and lets more join. 0: this process, "
+        "without Ray. Default: auto, one per GPU of the cluster, or one per core.",
     )
     threads_per_worker: int = Field(
         1, ge=1, le=4096, description="Threads of torch in each worker; part of a run's bits."
     )
     address: str | None = Field(None, description="Address of a running Ray cluster. Default: a local one.")
     wait: float = Field(600, ge=0, description="Seconds to wait for a worker to be placed; loading is not counted.")
+    hung_after: float = Field(
+        600,
+        gt=0,
+        description="Seconds without an answer after which a worker is restarted, if it should have taken a twentieth.",
+    )
     allow_mixed: bool = Field(False, description="Let workers of unlike devices in, and give up bit-equal losses.")
     tokens_per_pass: int | None = Field(
         None,

@@ -12,7 +12,7 @@ WORKERS = range(3)
 def test_every_moment_with_a_call_counts_once(events):
     now = 0
     busy = BusyTime(lambda: float(now))
-    calls, under_way, ended = dict.fromkeys(WORKERS, 0), dict.fromkeys(WORKERS, 0), dict.fromkeys(WORKERS, 0)
+    calls, moments = dict.fromkeys(WORKERS, 0), 0
     for event, worker, pause in events:
         if event == "begin":
             busy.begin(worker)
@@ -23,17 +23,12 @@ def test_every_moment_with_a_call_counts_once(events):
         elif event == "forget":
             busy.forget(worker)
             calls[worker] = 0
-        if not calls[worker]:
-            # Moments of calls that are under way count when the last of them ends.
-            ended[worker] += under_way[worker]
-            under_way[worker] = 0
         if event == "take":
-            assert sum(busy.take()) == sum(ended.values())
-            ended = dict.fromkeys(WORKERS, 0)
+            assert sum(busy.take()) == moments
+            moments = 0
         for _ in range(pause):
             now += 1
-            for each in WORKERS:
-                under_way[each] += calls[each] > 0
+            moments += sum(count > 0 for count in calls.values())
 
 
 def test_workers_stand_in_their_order_and_stay_when_they_rest():

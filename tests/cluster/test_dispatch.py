@@ -1,32 +1,28 @@
 """Whatever order results, deaths and returns come in: every candidate has its own loss, and only killers are set aside.
 
 `Cluster` plays the carrier and the workers. hypothesis decides what happens next; when it has had its say, everything
-that is left goes by itself.
+that is left goes by itself. `Clocked` plays workers of some speed, for how long it all takes.
 """
 
+import heapq
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evoray.cluster.dispatch import Dispatcher, Item
+from evoray.cluster.dispatch import Dispatcher, Item, shares
+from evoray.cluster.speeds import Speeds
 
 LIMIT = 20_000
 
 
-def loss(candidate: int, batch: int, blocks: int) -> np.ndarray:
-    return np.random.default_rng([candidate, batch]).random(blocks)
-
-
-def result(item: Item, blocks: int) -> np.ndarray:
-    return np.array([loss(candidate, item.batch, blocks) for candidate in item.candidates])
-
-
 class Cluster:
     """Workers that hold calls in order and work at the first; a call with a poisonous candidate kills its worker.
+
+    Every call answers with numbers of its own, so that it shows whose answer counted.
 
     Args:
         candidates, blocks: of the job.
@@ -43,18 +39,32 @@ class Cluster:
         choose: Callable[[int], int],
         poison: frozenset[int] = frozenset(),
         depth: int = 2,
-        pieces_for: int | None = None,
+        expected: int | None = None,
+        copies: bool = True,
+        speeds: Speeds | None = None,
     ) -> None:
         self.candidates, self.blocks, self.poison, self.choose = candidates, blocks, poison, choose
-        self.order = np.random.default_rng(candidates).permutation(candidates).tolist()
-        self.dispatcher = Dispatcher(candidates, blocks, order=self.order, workers=pieces_for or workers, depth=depth)
-        self.depth = depth
+        draws = np.random.default_rng(candidates)
+        self.dispatcher = Dispatcher(
+            candidates,
+            blocks,
+            order=draws.permutation(candidates).tolist(),
+            shares=draws.random(candidates).tolist(),
+            workers=workers if expected is None else expected,
+            depth=depth,
+            copies=copies,
+            speeds=speeds,
+        )
+        self.depth, self.copies = depth, copies
+        self.now = 0.0
         self.calls: dict[int, deque[Item]] = {}
         self.away = list(range(workers))
         self.late: list[tuple[int, Item]] = []
         self.named: list[int] = []
         self.blamed: list[Item] = []
         self.work = 0
+        self.answers = 0
+        self.first: dict[tuple[int, int], np.ndarray] = {}
 
     # What may happen
 
@@ -65,12 +75,12 @@ class Cluster:
             self.calls[worker] = deque()
 
     def asks(self) -> None:
-        if self.calls:
-            worker = self.pick()
-            item = self.dispatcher.next_for(worker)
-            if item is not None:
-                self.calls[worker].append(item)
-                self.check_invariants()
+        for worker, item in self.dispatcher.assign(self.now):
+            self.calls[worker].append(item)
+        self.check_invariants()
+
+    def time_passes(self) -> None:
+        self.now += (0.001, 1.0, 1000.0)[self.choose(3)]
 
     def works(self) -> None:
         """A busy worker ends its first call, alive or dead."""
@@ -79,12 +89,22 @@ class Cluster:
             return
         worker = busy[self.choose(len(busy))]
         item = self.calls[worker][0]
+        self.now += 0.01 * self.choose(100)
         self.work += len(item.candidates)
         if self.poison & set(item.candidates):
             self.dies(worker, blame=True)
         else:
             self.calls[worker].popleft()
-            self.dispatcher.done(worker, item, result(item, self.blocks[item.batch]))
+            losses = self.answer(item)
+            for candidate, loss in zip(item.candidates, losses, strict=True):
+                if candidate not in self.dispatcher.set_aside:
+                    self.first.setdefault((item.batch, candidate), loss)
+            self.dispatcher.done(worker, item, losses, self.now)
+
+    def answer(self, item: Item) -> np.ndarray:
+        self.answers += 1
+        shape = len(item.candidates), self.blocks[item.batch]
+        return self.answers + np.random.default_rng(self.answers).random(shape)
 
     def dies(self, worker: int, blame: bool) -> None:
         calls = self.calls.pop(worker)
@@ -99,11 +119,27 @@ class Cluster:
         if self.calls:
             self.dies(self.pick(), blame=False)
 
-    def is_killed_once_per_item(self) -> None:
-        """A worker is shot, and blamed, unless its item or a part of it was blamed before."""
-        hit = {(item.batch, candidate) for item in self.blamed for candidate in item.candidates}
+    def is_drained(self) -> None:
+        """A worker ends what it holds; its node leaves it time for that."""
+        if self.calls:
+            worker = self.pick()
+            self.dispatcher.retire(worker)
+            held = len(self.calls[worker])
+            self.asks()
+            assert len(self.calls[worker]) == held
+            if not held:
+                self.dies(worker, blame=False)
+            else:
+                self.dispatcher.add(worker)
+
+    def is_killed_twice_per_pair(self) -> None:
+        """A worker is shot, and blamed, unless any of the pairs it is at was blamed twice."""
+        hits: dict[tuple[int, int], int] = {}
+        for item in self.blamed:
+            for candidate in item.candidates:
+                hits[item.batch, candidate] = hits.get((item.batch, candidate), 0) + 1
         for worker, calls in self.calls.items():
-            if calls and not hit & {(calls[0].batch, candidate) for candidate in calls[0].candidates}:
+            if calls and all(hits.get((calls[0].batch, candidate), 0) < 2 for candidate in calls[0].candidates):
                 self.dies(worker, blame=True)
                 return
 
@@ -111,7 +147,7 @@ class Cluster:
         """A result comes from a worker that was given up."""
         if self.late:
             worker, item = self.late.pop(self.choose(len(self.late)))
-            self.dispatcher.done(worker, item, result(item, self.blocks[item.batch]))
+            self.dispatcher.done(worker, item, self.answer(item), self.now)
             self.check_invariants()
 
     def pick(self) -> int:
@@ -120,9 +156,11 @@ class Cluster:
     # What must hold
 
     def check_invariants(self) -> None:
-        in_flight = [(item.batch, candidate) for calls in self.calls.values() for item in calls
-                     for candidate in item.candidates]  # fmt: skip
-        assert len(in_flight) == len(set(in_flight)), "nothing is given twice at the same time"
+        in_flight = [
+            (item.batch, candidate) for calls in self.calls.values() for item in calls for candidate in item.candidates
+        ]
+        most = max((in_flight.count(pair) for pair in in_flight), default=0)
+        assert most <= (2 if self.copies else 1), "nothing is given twice, or thrice, at the same time"
         for calls in self.calls.values():
             assert len(calls) <= self.depth
             assert len(calls) == 1 or not any(item.deaths for item in calls), "a suspect is alone on its worker"
@@ -133,26 +171,29 @@ class Cluster:
         for _ in range(LIMIT):
             if self.dispatcher.finished:
                 return
-            (self.arrives, self.asks, self.asks, self.works)[self.choose(4)]()
+            (self.arrives, self.asks, self.time_passes, self.works)[self.choose(4)]()
         raise AssertionError("the dispatcher does not finish")
 
     def check_result(self, aside: frozenset[int]) -> None:
         dispatcher = self.dispatcher
-        assert not any(self.calls.values()), "nothing is left in flight"
-        assert all(dispatcher.next_for(worker) is None for worker in self.calls)
+        assert list(dispatcher.assign(self.now)) == []
+        assert set(dispatcher.holding()) == {worker for worker, calls in self.calls.items() if calls}
         assert dispatcher.share_done == 1
         assert len(self.named) == len(set(self.named)), "each is named once"
         assert dispatcher.set_aside == aside
         for batch, size in enumerate(self.blocks):
-            wanted = [np.full(size, np.inf) if c in aside else loss(c, batch, size) for c in range(self.candidates)]
+            wanted = [np.full(size, np.inf) if c in aside else self.first[batch, c] for c in range(self.candidates)]
             assert np.array_equal(dispatcher.losses[batch], np.reshape(wanted, (self.candidates, size)))
 
 
 @st.composite
-def clusters(draw: st.DrawFn, poisonous: bool = False) -> Cluster:
+def clusters(draw: st.DrawFn, poisonous: bool = False, copies: bool | None = None) -> Cluster:
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     candidates = draw(st.integers(1, 24))
     poison = draw(st.frozensets(st.integers(0, candidates - 1), min_size=1, max_size=4)) if poisonous else frozenset()
+    speeds = Speeds()
+    for worker in draw(st.sets(st.integers(0, 3))):
+        speeds.tell(worker, draw(st.sampled_from([0.01, 1.0, 3.0, 1000.0])), 1.0)
     return Cluster(
         candidates,
         draw(st.lists(st.integers(1, 3), min_size=1, max_size=5)),
@@ -160,13 +201,15 @@ def clusters(draw: st.DrawFn, poisonous: bool = False) -> Cluster:
         choose=lambda count: int(rng.integers(count)),
         poison=poison,
         depth=draw(st.integers(1, 3)),
-        pieces_for=draw(st.sampled_from([None, 1, 7])),
+        expected=draw(st.sampled_from([None, 0, 7])),
+        copies=draw(st.booleans()) if copies is None else copies,
+        speeds=speeds,
     )
 
 
 def play(cluster: Cluster, data: st.DataObject, *events: str, most: int = 120) -> None:
     """Some of these events in any order, beside arrivals, questions and work."""
-    names = ("arrives", "asks", "asks", "works", *events)
+    names = ("arrives", "asks", "asks", "works", "time_passes", *events)
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     for index in rng.integers(len(names), size=data.draw(st.integers(0, most))).tolist():
         getattr(cluster, names[index])()
@@ -175,39 +218,45 @@ def play(cluster: Cluster, data: st.DataObject, *events: str, most: int = 120) -
 
 @settings(max_examples=100, deadline=None)
 @given(clusters(), st.data())
-def test_any_order_gives_the_direct_result(cluster, data):
+def test_any_order_gives_one_answer_for_each_pair(cluster, data):
     play(cluster, data)
     cluster.check_result(frozenset())
-    assert cluster.work == cluster.candidates * len(cluster.blocks), "nothing is done twice"
+
+
+@settings(max_examples=50, deadline=None)
+@given(clusters(copies=False), st.data())
+def test_nothing_is_done_twice_where_that_is_forbidden(cluster, data):
+    play(cluster, data)
+    cluster.check_result(frozenset())
+    assert cluster.work == cluster.candidates * len(cluster.blocks)
 
 
 @settings(max_examples=100, deadline=None)
 @given(clusters(), st.data())
 def test_deaths_without_blame_set_nothing_aside(cluster, data):
-    play(cluster, data, "is_preempted", "answers_late")
+    play(cluster, data, "is_preempted", "answers_late", "is_drained")
     cluster.check_result(frozenset())
     assert all(item.deaths == 0 for item in cluster.blamed)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(clusters(), st.data())
-def test_one_kill_per_item_sets_nothing_aside(cluster, data):
-    play(cluster, data, "is_killed_once_per_item", "is_preempted", "answers_late", most=300)
+def test_two_chance_kills_set_nothing_aside(cluster, data):
+    play(cluster, data, "is_killed_twice_per_pair", "is_preempted", "answers_late", most=300)
     cluster.check_result(frozenset())
 
 
 @settings(max_examples=200, deadline=None)
 @given(clusters(poisonous=True), st.data())
 def test_killers_are_found_and_nobody_else(cluster, data):
-    play(cluster, data, "is_preempted", "answers_late")
+    play(cluster, data, "is_preempted", "answers_late", "is_drained")
     cluster.check_result(cluster.poison)
 
 
 @settings(max_examples=100, deadline=None)
-@given(clusters(poisonous=True), st.data())
-def test_killers_are_found_among_random_kills(cluster, data):
-    """Workers are also shot over items that are under no suspicion yet, with or without a killer in them."""
-    play(cluster, data, "is_killed_once_per_item", "answers_late")
+@given(clusters(poisonous=True, copies=False), st.data())
+def test_killers_are_found_without_copies(cluster, data):
+    play(cluster, data, "is_preempted", "answers_late")
     cluster.check_result(cluster.poison)
 
 
@@ -215,96 +264,74 @@ def test_killers_are_found_among_random_kills(cluster, data):
 def test_a_killer_takes_few_workers_with_it(killer):
     """One death in company, one alone, then one per halving, and those of the other batches before it was named."""
     rng = np.random.default_rng(killer)
-    cluster = Cluster(
-        16, [1] * 4, workers=1, choose=lambda n: int(rng.integers(n)), poison=frozenset([killer]), pieces_for=1
-    )
+    cluster = Cluster(16, [1] * 4, workers=1, choose=lambda n: int(rng.integers(n)), poison=frozenset([killer]))
     cluster.run_down()
     cluster.check_result(frozenset([killer]))
     assert len(cluster.blamed) == 2 + 4
     assert len(cluster.named) == 1
 
 
+def test_a_candidate_that_was_always_alone_is_set_aside_with_the_third_death():
+    dispatcher = Dispatcher(1, [1])
+    for death in (1, 2, 3):
+        dispatcher.add("a")
+        assert len(list(dispatcher.assign(0.0))) == 1
+        assert dispatcher.lost("a", blame=True) == ([0] if death == 3 else [])
+    assert dispatcher.finished
+
+
 def test_a_suspect_is_alone_and_the_rest_goes_on():
-    dispatcher = Dispatcher(8, [1, 1, 1, 1], workers=2)
-    dispatcher.add("a")
-    dispatcher.add("b")
-    first, second = dispatcher.next_for("a"), dispatcher.next_for("a")
-    other = dispatcher.next_for("b")
-    assert dispatcher.next_for("a") is None
+    dispatcher = Dispatcher(2, [1] * 12, copies=False, workers=2)
+    for worker in "ab":
+        dispatcher.add(worker)
+    given = list(dispatcher.assign(0.0))
+    first, second = (item for worker, item in given if worker == "a")
     assert dispatcher.lost("a", blame=True) == []
-    # "b" is at work, so it gets what was only queued; the suspect waits for someone with empty hands.
-    again = dispatcher.next_for("b")
-    assert (again.candidates, again.batch, again.deaths) == (second.candidates, second.batch, 0)
+    # "b" is at work and has enough; the suspect waits for someone with empty hands.
+    assert list(dispatcher.assign(0.0)) == []
     dispatcher.add("a")
-    suspect = dispatcher.next_for("a")
-    assert (suspect.candidates, suspect.batch, suspect.deaths) == (first.candidates, first.batch, 1)
-    assert dispatcher.next_for("a") is None
+    ((worker, suspect),) = dispatcher.assign(0.0)
+    assert (worker, suspect.candidates, suspect.batch, suspect.deaths) == ("a", first.candidates, first.batch, 1)
     # "a" dies for another reason: the suspicion stays as it is.
     dispatcher.lost("a", blame=False)
-    dispatcher.done("b", other, result(other, 1))
-    dispatcher.done("b", again, result(again, 1))
-    assert dispatcher.next_for("b").deaths == 1
+    for _, item in [entry for entry in given if entry[0] == "b"]:
+        dispatcher.done("b", item, np.zeros((len(item.candidates), 1)))
+    ((_, again),) = dispatcher.assign(0.0)
+    assert (again.candidates, again.batch, again.deaths) == (first.candidates, first.batch, 1)
+    assert second.deaths == 0
 
 
-def test_suspects_do_not_wait_for_a_worker_that_never_comes_back():
-    dispatcher = Dispatcher(6, [1], workers=3)
-    dispatcher.add("a")
-    dispatcher.add("b")
-    dispatcher.next_for("a")
-    given: deque[Item] = deque([dispatcher.next_for("b")])
-    dispatcher.lost("a", blame=True)
-    seen = [0]
-    for _ in range(100):
-        while (item := dispatcher.next_for("b")) is not None:
-            given.append(item)
-            seen.append(item.deaths)
-        if dispatcher.finished:
-            break
-        item = given.popleft()
-        dispatcher.done("b", item, result(item, 1))
-    assert dispatcher.finished
-    assert seen == sorted(seen)
-    assert seen[-1] == 1
-
-
-def test_a_killer_in_flight_elsewhere_is_waited_for_and_stays_aside():
+def test_a_killer_in_flight_elsewhere_stays_aside():
     """It was named on one batch while another worker was at work at it on the next."""
     for survives in (True, False):
-        dispatcher = Dispatcher(2, [1, 2], workers=1)
+        speeds = Speeds()
+        speeds.tell("a", 1.0, 1.0)
+        speeds.error = 0.01
+        dispatcher = Dispatcher(2, [1, 1], speeds=speeds, workers=2)
         dispatcher.add("a")
         dispatcher.add("b")
-        dispatcher.next_for("a")
-        held = dispatcher.next_for("b")
-        assert (held.candidates, held.batch) == ((0, 1), 1)
-        named = []
-        for _ in range(3):
+        held, named = dict(dispatcher.assign(0.0))["b"], []
+        assert held.candidates == (0, 1)
+        while not named:
             named += dispatcher.lost("a", blame=True)
             dispatcher.add("a")
-            dispatcher.next_for("a")
-        assert len(named) == 1
+            list(dispatcher.assign(0.0))
         (killer,) = named
-        while (item := dispatcher.next_for("a")) is not None:
-            dispatcher.done("a", item, result(item, 1))
-        dispatcher.done("a", Item((1 - killer,), 0), np.zeros((1, 1)))  # nobody's: ignored
         assert np.all([np.isinf(losses[killer]).all() for losses in dispatcher.losses])
         if survives:
-            dispatcher.done("b", held, result(held, 2))
-            assert np.isinf(dispatcher.losses[1][killer]).all()
-            assert np.array_equal(dispatcher.losses[1][1 - killer], loss(1 - killer, 1, 2))
+            dispatcher.done("b", held, np.array([[1.0], [2.0]]))
+            assert np.isinf(dispatcher.losses[held.batch][killer]).all()
         else:
             # The reason is known, so its neighbour is under no suspicion.
             assert dispatcher.lost("b", blame=True) == []
             dispatcher.add("b")
-            again = dispatcher.next_for("b")
-            if again is None:
-                again = next(iter(dispatcher._held["a"]))
-            assert (again.candidates, again.deaths) in [((1 - killer,), 0), ((1 - killer,), 1)]
+            assert [(item.candidates, item.deaths) for _, item in dispatcher.assign(0.0)] == [((1 - killer,), 0)]
 
 
 def test_what_is_no_number_is_infinite():
     dispatcher = Dispatcher(4, [2])
     dispatcher.add(0)
-    item = dispatcher.next_for(0)
+    ((_, item),) = dispatcher.assign(0.0)
     assert not dispatcher.finished
     dispatcher.done(0, item, np.array([[np.nan, 1], [np.inf, 2], [-np.inf, 3], [4, 5]]))
     assert dispatcher.finished
@@ -313,20 +340,146 @@ def test_what_is_no_number_is_infinite():
 
 @pytest.mark.parametrize("candidates", [0, 1, 3, 16, 128])
 @pytest.mark.parametrize("batches", [1, 2, 5, 40])
-@pytest.mark.parametrize("workers", [0, 1, 2, 4, 64])
-def test_items_are_neighbours_in_the_given_order_and_about_four_per_worker(candidates, batches, workers):
+def test_one_worker_does_each_batch_in_one_go(candidates, batches):
     order = np.random.default_rng(candidates).permutation(candidates).tolist()
-    dispatcher = Dispatcher(candidates, [1] * batches, order=order, workers=workers)
+    dispatcher = Dispatcher(candidates, [1] * batches, order=order)
     dispatcher.add(0)
     items = []
-    while (item := dispatcher.next_for(0)) is not None:
-        items.append(item)
-        dispatcher.done(0, item, result(item, 1))
+    while given := list(dispatcher.assign(0.0)):
+        for _, item in given:
+            items.append(item)
+            dispatcher.done(0, item, np.zeros((candidates, 1)))
     assert dispatcher.finished
-    for batch in range(batches):
-        assert [c for item in items if item.batch == batch for c in item.candidates] == order
-    if candidates and workers > 1:
-        assert len(items) >= min(4 * workers, candidates * batches)
-        assert len(items) < 4 * workers + batches or len(items) == batches
-    elif candidates:
-        assert len(items) == batches
+    if candidates:
+        assert [(item.batch, list(item.candidates)) for item in items] == [(batch, order) for batch in range(batches)]
+
+
+# How long it takes
+
+
+class Clocked:
+    """Workers of given speeds. Runs to the end; `ends` is when each was through with what it was given.
+
+    Args:
+        rates: units per second, per worker; 0 for one that never answers.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, rates: Sequence[float], start: float = 0.0) -> None:
+        self.items: list[tuple[int, Item]] = []
+        free = [start] * len(rates)
+        events: list[tuple[float, int, int, Item]] = []
+        for worker in range(len(rates)):
+            dispatcher.add(worker)
+        now = start
+        while not dispatcher.finished:
+            for worker, item in dispatcher.assign(now):
+                self.items.append((worker, item))
+                if rates[worker]:
+                    free[worker] = max(free[worker], now) + item.cost / rates[worker]
+                    heapq.heappush(events, (free[worker], len(self.items), worker, item))
+            if events and events[0][0] <= dispatcher.wake:
+                now, _, worker, item = heapq.heappop(events)
+                dispatcher.done(worker, item, np.zeros((len(item.candidates), 1)), now)
+            else:
+                now = max(now, dispatcher.wake)
+            assert np.isfinite(now), "nothing would happen any more"
+        self.end, self.ends = now, free
+
+
+RATES = st.lists(st.floats(0.5, 4.0), min_size=2, max_size=12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(RATES, st.integers(1, 40), st.integers(1, 12), st.integers(0, 2**32))
+def test_the_last_worker_ends_with_the_first(rates, candidates, batches, seed):
+    """With speeds that were measured, nobody waits longer than the slowest takes for about a pass."""
+    speeds = Speeds()
+    speeds.error = 0.01
+    for worker, rate in enumerate(rates):
+        speeds.tell(worker, rate, 1.0)
+    of = np.random.default_rng(seed).random(candidates).tolist()
+    dispatcher = Dispatcher(candidates, [1] * batches, shares=of, speeds=speeds, workers=len(rates), copies=False)
+    run = Clocked(dispatcher, rates)
+    work = sum(item.cost for _, item in run.items)
+    ideal = work / sum(rates)
+    assert run.end <= 1.1 * ideal + 1.5 / min(rates)
+    for worker, item in run.items:
+        assert all(after == before + 1 for before, after in zip(item.candidates, item.candidates[1:], strict=False)), (
+            worker
+        )
+
+
+def test_cuts_are_few_and_cost_little():
+    """128 candidates on 8 workers: as many items as workers and some to even out, cut where little is shared."""
+    speeds = Speeds()
+    for worker in range(8):
+        for _ in range(40):
+            speeds.tell(worker, 1.0, 1.0)
+    of = np.random.default_rng(0).random(128).tolist()
+    whole = Dispatcher(128, [1] * 4, shares=of)
+    whole.add(0)
+    ideal = 4 * next(iter(whole.assign(0.0)))[1].cost
+    run = Clocked(Dispatcher(128, [1] * 4, shares=of, speeds=speeds, workers=8), [1.0] * 8)
+    assert len(run.items) <= 24
+    assert sum(item.cost for _, item in run.items) <= 1.02 * ideal
+    assert run.end <= 1.04 * ideal / 8
+
+
+def test_a_slow_workers_share_is_done_by_others_and_is_small_the_next_time():
+    speeds, rates = Speeds(), [1.0] * 7 + [0.1]
+    ideal = 32 * 8 / sum(rates)
+    first = Clocked(Dispatcher(32, [1] * 8, speeds=speeds, workers=8), rates)
+    assert first.end <= 1.5 * ideal
+    speeds.tell(7, 0.1, 1.0)
+    second = Clocked(Dispatcher(32, [1] * 8, speeds=speeds, workers=8), rates)
+    assert second.end <= 1.1 * ideal
+    alone = Clocked(Dispatcher(32, [1] * 8, speeds=speeds, workers=8, copies=False), rates)
+    assert alone.end <= 1.25 * ideal
+
+
+def test_a_worker_that_never_answers_holds_nothing_up_and_is_named():
+    speeds = Speeds()
+    for worker in range(4):
+        speeds.tell(worker, 1.0, 1.0)
+    dispatcher = Dispatcher(32, [1] * 4, speeds=speeds, workers=4, hung_after=5.0)
+    run = Clocked(dispatcher, [1.0, 1.0, 1.0, 0.0])
+    assert run.end <= 2.5 * 32
+    assert dispatcher.holding() == [3]
+    deadline = dispatcher.deadline(3)
+    assert deadline > 100, "20 times what was expected"
+    assert dispatcher.hung(deadline - 1) == []
+    assert dispatcher.hung(deadline + 1) == [3]
+    assert dispatcher.lost(3, blame=True) == []
+
+
+def test_nobody_counts_as_hung_before_anything_is_known():
+    dispatcher = Dispatcher(4, [1], hung_after=1.0)
+    dispatcher.add(0)
+    list(dispatcher.assign(0.0))
+    assert dispatcher.hung(1e9) == []
+
+
+def test_a_new_worker_gets_its_part_of_what_is_left():
+    speeds = Speeds()
+    speeds.tell(0, 1.0, 1.0)
+    dispatcher = Dispatcher(16, [1] * 8, speeds=speeds, workers=1)
+    dispatcher.add(0)
+    list(dispatcher.assign(0.0))
+    dispatcher.add(1)
+    assert [worker for worker, _ in dispatcher.assign(1.0)].count(1) == 2
+
+
+def test_items_are_not_smaller_than_the_driver_can_serve():
+    """At 10 ms an item, 64 workers with 4 units of work among them are not all used."""
+    speeds = Speeds()
+    for worker in range(64):
+        speeds.tell(worker, 1.0, 0.001)
+    dispatcher = Dispatcher(64, [1] * 4, speeds=speeds, workers=64, per_item=0.01, copies=False)
+    run = Clocked(dispatcher, [1000.0] * 64)
+    assert len(run.items) <= 16
+
+
+def test_shares_are_what_stands_behind_the_first_difference():
+    rows_NL = np.array([[0, 0, 0, 0], [0, 0, 0, 1], [0, 1, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0]])
+    assert shares(rows_NL) == [1.0, 0.25, 0.75, 0.0, 1.0]
+    assert shares(np.zeros((2, 0))) == [1.0, 1.0]

@@ -96,7 +96,9 @@ def test_a_node_that_dies_is_no_candidates_fault(
 
         assert np.array_equal(pool.measure(rows, works(), Fitness.perplexity, remove), expected)
         assert removed
-        assert pool.lost >= 1
+        # The other worker may have done all in time, before anybody noticed.
+        while pool.lost < 1:
+            assert np.array_equal(pool.measure(rows, works(), Fitness.perplexity), expected)
         assert blamed == [False] * pool.lost
         assert not pool.named_aside
         # The other worker does the work alone until a node comes.

@@ -1,0 +1,156 @@
+"""Workers that are slow, hang, or are killed while they swap weights: nobody waits for them, and no bit changes."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from searches import Material, bits_of, searching_with
+
+from evoray.cluster import LocalPool, WorkerSpec
+from evoray.cluster.actor import WorkerActor
+from evoray.cluster.ray_pool import RayPool
+from evoray.evaluator import Work
+from evoray.fitness import Fitness
+from evoray.run.search import search
+from evoray.store import VariantStore
+
+pytestmark = pytest.mark.cluster
+
+# Workers can't import tests, so that classes defined here travel whole.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+def works(count: int = 4) -> list[Work]:
+    draws = np.random.default_rng(7)
+    return [Work(draws.integers(0, 255, (2, 24)).astype(np.int32), (24, 17)) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def rows(material: Material) -> np.ndarray:
+    layers = len(VariantStore.open(material.store).manifest.layers)
+    return np.random.default_rng(3).integers(-1, 3, (12, layers)).astype(np.int8)
+
+
+@pytest.fixture(scope="module")
+def local(material: Material) -> LocalPool:
+    return LocalPool(material.spec)
+
+
+@pytest.fixture(scope="module")
+def expected(local: LocalPool, rows: np.ndarray) -> np.ndarray:
+    return local.measure(rows, works(), Fitness.perplexity)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(local: LocalPool, material: Material, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A search that nobody disturbs."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    with searching_with(local):
+        search(material.settings(run, generations=2))
+    return bits_of(run)
+
+
+class _Marks(WorkerActor):
+    """Tells processes apart by files, which outlive them."""
+
+    marks = ""
+
+    def _first(self, name: str) -> bool:
+        """Whether this is the first process to come here."""
+        try:
+            os.close(os.open(f"{self.marks}/{name}", os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        return True
+
+
+def marked(base: type[_Marks], folder: Path) -> type[_Marks]:
+    folder.mkdir(exist_ok=True)
+    return type(base.__name__, (base,), {"marks": str(folder)})
+
+
+class DiesInSwap(_Marks):
+    """Twice a process is killed between two layers of a candidate."""
+
+    def prepare(self, spec: WorkerSpec) -> Any:
+        found = super().prepare(spec)
+        assert self.worker is not None
+        adapter = self.worker.evaluator.adapter
+        swap, swaps = adapter.swap, 0
+
+        def killed(*arguments: Any) -> None:
+            nonlocal swaps
+            swap(*arguments)
+            swaps += 1
+            if swaps == 5 and (self._first("one") or self._first("two")):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        adapter.swap = killed  # type: ignore[method-assign]
+        return found
+
+
+class TenTimesSlower(_Marks):
+    """One worker takes ten times as long as it would."""
+
+    def losses(self, rows_NL: np.ndarray, work: Work, fitness: Fitness) -> np.ndarray:
+        began = time.perf_counter()
+        found = super().losses(rows_NL, work, fitness)
+        if self._first("slow") or Path(f"{self.marks}/slow-{os.getpid()}").exists():
+            Path(f"{self.marks}/slow-{os.getpid()}").touch()
+            # This is its work, not a wait for somebody.
+            time.sleep(9 * (time.perf_counter() - began))
+        return found
+
+
+class HangsOnce(_Marks):
+    """The first process stops for good at its fourth call."""
+
+    calls = 0
+
+    def losses(self, rows_NL: np.ndarray, work: Work, fitness: Fitness) -> np.ndarray:
+        self.calls += 1
+        if self.calls == 4 and self._first("hangs"):
+            signal.pause()
+        return super().losses(rows_NL, work, fitness)
+
+
+def test_workers_killed_while_they_swap_weights_change_no_bit_of_a_search(
+    ray_here: None, material: Material, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    cls = marked(DiesInSwap, tmp_path / "marks")
+    with RayPool(material.spec, workers=2, actor_class=cls) as pool, searching_with(pool):
+        search(material.settings(tmp_path / "run", generations=2))
+        assert pool.lost >= 2
+        assert not pool.named_aside
+    assert bits_of(tmp_path / "run") == undisturbed
+
+
+def test_a_worker_ten_times_slower_changes_no_bit_of_a_search(
+    ray_here: None, material: Material, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    cls = marked(TenTimesSlower, tmp_path / "marks")
+    with RayPool(material.spec, workers=2, actor_class=cls) as pool, searching_with(pool):
+        search(material.settings(tmp_path / "run", generations=2))
+        assert pool.lost == 0
+    assert bits_of(tmp_path / "run") == undisturbed
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_hangs_is_restarted(
+    ray_here: None, material: Material, rows: np.ndarray, expected: np.ndarray, tmp_path: Path, workers: int
+) -> None:
+    notes: list[str] = []
+    cls = marked(HangsOnce, tmp_path / "marks")
+    with RayPool(material.spec, workers=workers, actor_class=cls, hung_after=2.0, note=notes.append) as pool:
+        # Where there are two, the other one does its work meanwhile.
+        while pool.lost < 1:
+            assert np.array_equal(pool.measure(rows, works(), Fitness.perplexity), expected)
+        assert "has not answered for 2 s or more, far beyond the expected time; it is restarted" in notes[0]
+        assert not pool.named_aside
+        assert np.array_equal(pool.measure(rows, works(), Fitness.perplexity), expected)
