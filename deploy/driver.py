@@ -28,7 +28,8 @@ def search(asked: argparse.Namespace) -> str:
         generations=asked.generations,
     )
     with evoray.open_pool(asked.model, asked.store, workers=asked.workers) as pool:
-        text = evoray.search_text(pool, asked.model, asked.data, tokens=4 * asked.tokens, sequence_length=256)
+        length = asked.sequence_length
+        text = evoray.search_text(pool, asked.model, asked.data, tokens=4 * asked.tokens, sequence_length=length)
 
         def measure(wanted: Measurement):
             draws = rng(asked.seed, strategy.generation, Purpose.BATCHES, wanted.drawn.index)
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument("--generations", type=int, default=20)
     parser.add_argument("--offspring", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=8192, help="of the last rung")
+    parser.add_argument("--sequence-length", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int)
     try:

@@ -78,7 +78,8 @@ def connect(address: str | None, workers: int | None, threads: int) -> Connectio
                 f"Ray did not start on this machine: {first_line(error)}; --workers 0 does without it"
             ) from error
         raise UserError(
-            f"no Ray cluster at {address!r}: {first_line(error)}; start one, or leave out --address"
+            f"no Ray cluster at {address!r}: {first_line(error)}; start one, leave out --address, or give its token by "
+            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
         ) from None
     return Connection(ours=True, alone=alone)
 
