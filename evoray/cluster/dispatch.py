@@ -8,7 +8,7 @@ A pair is one candidate on one batch. A unit of work is a token of a batch that 
 import bisect
 import math
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +40,11 @@ short beside an item, and what is in nobody's hand can go to who is free first."
 FAR_BEYOND = 20.0
 """Times the expected time after which a worker counts as hung, if that is longer than `hung_after`."""
 
+LATER = 1.5
+"""Times the expected rest of what others are at that something nobody waits for may take. With 1, equal items would
+hardly ever be begun, since predictions are a little off; with 2, it delays what is asked for next by more than it
+saves."""
+
 LEAST_SHARE = 0.05
 """Of the work of a candidate that shares its whole prefix with another: the head is run all the same."""
 
@@ -52,6 +57,7 @@ class Item:
         candidates: indexes into the caller's list, in the order in which prefixes are shared best.
         batch: index into the caller's batches.
         cost: units of work.
+        spare: of an item that nobody waits for, which one it is; it has no candidates.
         deaths: healthy workers that died while they worked at it.
     """
 
@@ -59,6 +65,7 @@ class Item:
     batch: int
     cost: float = 0.0
     deaths: int = 0
+    spare: int | None = None
 
 
 class Dispatcher:
@@ -69,6 +76,8 @@ class Dispatcher:
     Work is cut when it is given: each worker gets its fair share by its speed, less what predictions may err, and small
     items follow towards the end. Neighbours in the order stay together as long as they can: they share prefixes. When
     nothing is left to give, idle workers do again, in parts, what others are late with, and the first answer counts.
+    Who still has nothing to do begins what may be asked for next, as long as that ends about when the others do;
+    nothing ever waits for it.
 
     An item whose worker died alone is done again whole; when that kills a second worker it is cut in halves, until one
     candidate is left, which is set aside with the third death. An item under suspicion is given only to a worker that
@@ -88,8 +97,12 @@ class Dispatcher:
         copies: do the work of late workers twice. Only where all workers give the same bits.
         per_item: seconds of the carrier for each item. Items are not made so small that it can't keep up.
         hung_after: seconds after which a worker may count as hung, see `hung`.
+        known: pairs (candidate, batch) that were measured before, with their losses.
+        under_way: pairs that workers are at since a time, as (worker, candidate, batch, time).
+        spare: units of each item that may be asked for next, the likeliest first.
 
     Attributes:
+        adopted: the items that `under_way` became, with their workers.
         losses: per batch float64 [candidates, blocks]; NaN where no result came yet.
         set_aside: candidates that kill workers. Their losses are infinite on every batch.
         wake: time at which to ask for assignments though nothing has happened.
@@ -109,6 +122,9 @@ class Dispatcher:
         copies: bool = True,
         per_item: float = 0.0,
         hung_after: float = 600.0,
+        known: Mapping[tuple[int, int], np.ndarray] | None = None,
+        under_way: Sequence[tuple[Worker, int, int, float]] = (),
+        spare: Sequence[float] = (),
     ) -> None:
         self.losses = [np.full((candidates, size), np.nan) for size in blocks]
         self.set_aside: set[int] = set()
@@ -128,9 +144,21 @@ class Dispatcher:
         self._number = 0
         self._waiting_cost = 0.0
         self._per_item = per_item
-        if candidates:
-            whole = self._cost(ordered, 1.0)
-            for batch, weight in enumerate(self._weights):
+        self._spare = deque(Item((), 0, cost, spare=number) for number, cost in enumerate(spare))
+        self.adopted: list[tuple[Worker, Item]] = []
+        for (candidate, batch), losses in (known or {}).items():
+            self.losses[batch][candidate] = losses
+            self._close(batch, candidate)
+        for worker, candidate, batch, since in under_way:
+            self._roster.add(worker)
+            self.adopted.append((worker, self._item([candidate], batch)))
+            self._give(*self.adopted[-1], since)
+        whole = self._cost(ordered, 1.0) if candidates else 0.0
+        for batch, weight in enumerate(self._weights if candidates else ()):
+            if known or under_way:
+                for rest in self._undone([Item(ordered, batch)]):
+                    self._wait(rest)
+            else:
                 self._wait(Item(ordered, batch, whole * weight))
 
     # What the carrier asks
@@ -162,6 +190,8 @@ class Dispatcher:
                     yield roster.worker(place), item
         if self._copies and outlook.known and self._left and not self._waiting and not self._suspects:
             yield from self._copy(outlook, now)
+        if self._spare and outlook.known and self._left and not self._waiting and not self._suspects:
+            yield from self._begin_spare(outlook, now)
 
     def add(self, worker: Worker) -> None:
         """A worker is ready for work, for the first time or again."""
@@ -186,7 +216,7 @@ class Dispatcher:
             now: the time.
             seconds: that the worker was at work; None to go by when it was given, which has the way in it.
         """
-        if not self._roster.take(worker, item, now, seconds):
+        if not self._roster.take(worker, item, now, seconds) or item.spare is not None:
             return
         candidates = np.array(item.candidates)
         self._in_flight[item.batch, candidates] -= 1
@@ -228,6 +258,10 @@ class Dispatcher:
     def deadline(self, worker: Worker) -> float:
         """The time at which a worker that has not answered yet counts as hung; infinite where it has no work."""
         return self._roster.deadline(worker, self._hung_after, FAR_BEYOND)
+
+    def since(self, worker: Worker) -> float:
+        """The time at which a worker began what it is at."""
+        return self._roster.began(worker)
 
     def holding(self) -> list[Worker]:
         """Workers that have not answered to all they were given."""
@@ -303,7 +337,7 @@ class Dispatcher:
         self.wake = float(times[times > now].min(initial=math.inf))
         for place in late[np.argsort(-outlook.left[late], kind="stable")].tolist():
             for item in roster.items(roster.worker(place)):
-                wanted = [] if item.deaths else self._only_here(item)
+                wanted = [] if item.deaths or item.spare is not None else self._only_here(item)
                 for part in np.array_split(wanted, min(len(idle), len(wanted))) if wanted else ():
                     copy = self._item(part.tolist(), item.batch)
                     takes = SURE * copy.cost / float(outlook.speed[idle[0]]) + 2 * self._per_item
@@ -317,6 +351,17 @@ class Dispatcher:
                     yield worker, copy
                     if not idle:
                         return
+
+    def _begin_spare(self, outlook: Outlook, now: float) -> Iterator[tuple[Worker, Item]]:
+        """Who has nothing to do begins what may be asked for next, if that ends no later than what others are at."""
+        roster = self._roster
+        end = float(np.where(roster.count > 0, np.maximum(outlook.start, outlook.left), 0.0).max(initial=0.0))
+        for place in outlook.idle[roster.count[outlook.idle] == 0].tolist():
+            if not self._spare or self._spare[0].cost / float(outlook.speed[place]) > LATER * end:
+                return
+            item = self._spare.popleft()
+            self._give(roster.worker(place), item, now)
+            yield roster.worker(place), item
 
     def _only_here(self, item: Item) -> list[int]:
         """What of an item in flight is wanted and nobody else is at."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from evoray.cluster.ahead import Ahead
 from evoray.cluster.busy import BusyTime
 from evoray.cluster.worker import DeviceRecord, Worker, WorkerSpec
 
@@ -54,6 +55,7 @@ class Pool(ABC):
         works: Sequence[Work],
         fitness: Fitness,
         progress: Callable[[float], None] | None = None,
+        ahead: Sequence[Ahead] = (),
     ) -> np.ndarray:
         """The loss of every candidate on every block.
 
@@ -62,6 +64,7 @@ class Pool(ABC):
             works: the batches.
             fitness: what is measured.
             progress: told the share that is done, 0 to 1.
+            ahead: what may be asked for next, for workers that have nothing else to do. It changes no loss.
 
         Returns:
             float64 [N, B]: sums in nats over each block's counted tokens, blocks in the order of the batches. Infinite
@@ -75,12 +78,17 @@ class Pool(ABC):
         alive = [index for index, row in enumerate(rows_NL) if tuple(row.tolist()) not in self.named_aside]
         losses_NB = np.full((len(rows_NL), sum(len(work.cuts) for work in works)), np.inf)
         if alive:
-            losses_NB[alive] = self._measure(rows_NL[alive], works, fitness, progress)
+            losses_NB[alive] = self._measure(rows_NL[alive], works, fitness, progress, ahead)
         return losses_NB
 
     @abstractmethod
     def _measure(
-        self, rows_NL: np.ndarray, works: Sequence[Work], fitness: Fitness, progress: Callable[[float], None] | None
+        self,
+        rows_NL: np.ndarray,
+        works: Sequence[Work],
+        fitness: Fitness,
+        progress: Callable[[float], None] | None,
+        ahead: Sequence[Ahead],
     ) -> np.ndarray: ...
 
     @abstractmethod
@@ -146,7 +154,12 @@ class LocalPool(Pool):
         self.notes = self._worker.notes
 
     def _measure(
-        self, rows_NL: np.ndarray, works: Sequence[Work], fitness: Fitness, progress: Callable[[float], None] | None
+        self,
+        rows_NL: np.ndarray,
+        works: Sequence[Work],
+        fitness: Fitness,
+        progress: Callable[[float], None] | None,
+        ahead: Sequence[Ahead],
     ) -> np.ndarray:
         parts = []
         for done, work in enumerate(works, start=1):

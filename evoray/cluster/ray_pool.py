@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from evoray.cluster.actor import UnpreparedError, WorkerActor
 from evoray.cluster.actors import PAUSE, POLL, TRIES, Actor, ActorPool
+from evoray.cluster.ahead import Ahead, Kept, Pair, pairs
 from evoray.cluster.capacity import room_for_workers
 from evoray.cluster.connection import draining, nodes
 from evoray.cluster.dispatch import Dispatcher, Item, shares
@@ -38,6 +40,19 @@ PER_ITEM = 0.0004
 
 MANY_ASIDE = 4
 """Candidates set aside in one measurement beyond which it is not the candidates that kill workers."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Late:
+    """A call that outlived the measurement it was made for.
+
+    It counts as hung at the deadline. `pair` is what it measures, where that may be asked for next.
+    """
+
+    actor: Actor
+    deadline: float
+    since: float
+    pair: Pair | None
 
 
 class RayPool(ActorPool):
@@ -66,7 +81,9 @@ class RayPool(ActorPool):
         self._look_at = 0.0
         self._going: frozenset[str] = frozenset()
         self._speeds: dict[str, Speeds] = {}
-        self._late: dict[Any, tuple[Actor, float]] = {}
+        self._late: dict[Any, _Late] = {}
+        self._adopting: list[tuple[Any, _Late]] = []
+        self._kept = Kept()
         super().__init__(
             spec,
             workers=workers,
@@ -80,19 +97,44 @@ class RayPool(ActorPool):
         )
 
     def _measure(
-        self, rows_NL: np.ndarray, works: Sequence[Work], fitness: Fitness, progress: Callable[[float], None] | None
+        self,
+        rows_NL: np.ndarray,
+        works: Sequence[Work],
+        fitness: Fitness,
+        progress: Callable[[float], None] | None,
+        ahead: Sequence[Ahead],
     ) -> np.ndarray:
         order = np.lexsort(rows_NL.T[::-1]) if rows_NL.shape[1] else np.arange(len(rows_NL))
+        wanted = pairs(str(fitness), rows_NL, works)
+        later = [work for _, works in ahead for work in works]
+        spare = self._spare(wanted, str(fitness), ahead)
         dispatcher = self._dispatcher(
-            len(rows_NL), works, str(fitness), order=order.tolist(), shares=shares(rows_NL[order])
+            len(rows_NL),
+            works,
+            str(fitness),
+            order=order.tolist(),
+            shares=shares(rows_NL[order]),
+            known={
+                (candidate, batch): losses_B
+                for batch, row in enumerate(wanted)
+                for candidate, pair in enumerate(row)
+                if (losses_B := self._kept.take(pair)) is not None
+            },
+            wanted=wanted,
+            spare=[float(later[batch].ids.size) for _, batch in spare],
         )
-        placed = _Placed(works)
+        placed, placed_later = _Placed(works), _Placed(later)
 
         def submit(handle: Any, item: Item) -> Any:
+            if item.spare is not None:
+                pair, batch = spare[item.spare]
+                return handle.measure.remote(1, pair[2], placed_later.ref(batch), str(fitness))
             rows = rows_NL[list(item.candidates)].tobytes()
             return handle.measure.remote(len(item.candidates), rows, placed.ref(item.batch), str(fitness))
 
         def take(item: Item, result: np.ndarray) -> np.ndarray:
+            if item.spare is not None:
+                self._kept.put(spare[item.spare][0], result[0])
             return result
 
         def aside(candidate: int) -> None:
@@ -103,8 +145,23 @@ class RayPool(ActorPool):
                 f"its levels by layer are {' '.join(map(str, row))}"
             )
 
-        self._drive(dispatcher, submit, take, aside, progress)
+        self._drive(dispatcher, submit, take, aside, progress, [pair for pair, _ in spare])
         return np.concatenate(dispatcher.losses, axis=1)
+
+    def _spare(self, wanted: Sequence[Sequence[Pair]], fitness: str, ahead: Sequence[Ahead]) -> list[tuple[Pair, int]]:
+        """Of what may be asked for next, what is neither known nor under way: one candidate on one batch each, so that
+        whatever is asked for then finds it. The numbers are of the batches, one behind the other."""
+        if self._allow_mixed:
+            return []
+        there = {pair for row in wanted for pair in row} | {late.pair for late in self._late.values() if late.pair}
+        aside = {np.array(row, dtype=np.int8).tobytes() for row in self.named_aside}
+        found: dict[Pair, int] = {}
+        rows = [row for rows_NL, works in ahead for row in pairs(fitness, rows_NL, works)]
+        for batch, row in enumerate(rows):
+            for pair in row:
+                if pair not in there and pair not in self._kept and pair[2] not in aside:
+                    found.setdefault(pair, batch)
+        return list(found.items())
 
     def each(
         self,
@@ -140,8 +197,15 @@ class RayPool(ActorPool):
         *,
         order: Sequence[int] | None = None,
         shares: Sequence[float] | None = None,
+        known: Mapping[tuple[int, int], np.ndarray] | None = None,
+        wanted: Sequence[Sequence[Pair]] = (),
+        spare: Sequence[float] = (),
     ) -> Dispatcher:
         """Of a kind of calls: how fast workers are at one tells nothing of another."""
+        places = {pair: (candidate, batch) for batch, row in enumerate(wanted) for candidate, pair in enumerate(row)}
+        self._adopting = [
+            (ref, late) for ref, late in self._late.items() if late.pair in places and self._only_late(late.actor)
+        ]
         return Dispatcher(
             candidates,
             [len(work.cuts) for work in works],
@@ -154,7 +218,14 @@ class RayPool(ActorPool):
             copies=not self._allow_mixed,
             per_item=PER_ITEM,
             hung_after=self._hung_after,
+            known=known,
+            under_way=[(late.actor.index, *places[late.pair], late.since) for _, late in self._adopting if late.pair],
+            spare=spare,
         )
+
+    def _only_late(self, actor: Actor) -> bool:
+        """Whether an actor has but one late call, so that nothing stands before it."""
+        return sum(late.actor is actor for late in self._late.values()) == 1
 
     def _drive(
         self,
@@ -163,14 +234,21 @@ class RayPool(ActorPool):
         take: Callable[[Item, Any], np.ndarray],
         aside: Callable[[int], None],
         progress: Callable[[float], None] | None,
+        spare: Sequence[Pair] = (),
     ) -> None:
         """Carries items out and results in until the dispatcher has all of them."""
         calls: dict[Any, tuple[Actor, Item]] = {}
         added: set[int] = set()
+        # What is wanted now and was begun when nobody waited for it, is waited for.
+        for (ref, late), (index, item) in zip(self._adopting, dispatcher.adopted, strict=True):
+            calls[ref] = (late.actor, item)
+            added.add(index)
+            del self._late[ref]
+        self._adopting = []
         self._until = time.monotonic() + self._wait
         try:
             while not dispatcher.finished:
-                late = {actor.index for actor, _ in self._late.values()}
+                late = {late.actor.index for late in self._late.values()}
                 for actor in self._actors:
                     known = actor.index in added or actor.index in late
                     if actor.ready and not known and actor.node not in self._going:
@@ -191,8 +269,9 @@ class RayPool(ActorPool):
         finally:
             # Calls are not cancelled: that can wedge an actor that works in order. Who is still at work at what others
             # did meanwhile, or at what an error left behind, gets new work after that.
-            for ref, (actor, _) in calls.items():
-                self._late[ref] = (actor, dispatcher.deadline(actor.index))
+            for ref, (actor, item) in calls.items():
+                pair = None if item.spare is None else spare[item.spare]
+                self._late[ref] = _Late(actor, dispatcher.deadline(actor.index), dispatcher.since(actor.index), pair)
 
     def _settle(
         self,
@@ -224,13 +303,16 @@ class RayPool(ActorPool):
             progress(dispatcher.share_done)
 
     def _settle_late(self, ref: Any, dispatcher: Dispatcher, aside: Callable[[int], None]) -> None:
-        """Whoever was late has ended; nobody waits for what it says."""
-        actor, _ = self._late.pop(ref)
+        """Whoever was late has ended; nobody waits for what it says, but it may be asked for next."""
+        late = self._late.pop(ref)
+        actor = late.actor
         try:
-            ray.get(ref)
+            result, _ = ray.get(ref)
+            if late.pair is not None:
+                self._kept.put(late.pair, result[0])
         except RayError as error:
             if _is_loss(error):
-                self._late = {ref: entry for ref, entry in self._late.items() if entry[0] is not actor}
+                self._late = {ref: other for ref, other in self._late.items() if other.actor is not actor}
                 self._lose(actor, error, dispatcher, aside)
                 return
         self.busy.end(actor.index)
@@ -244,7 +326,8 @@ class RayPool(ActorPool):
         self._end_hung(dispatcher, now)
         if self._grows:
             self._grow()
-        self._leave_draining(dispatcher, added, {actor.index for actor, _ in [*calls.values(), *self._late.values()]})
+        busy = {actor.index for actor, _ in calls.values()} | {late.actor.index for late in self._late.values()}
+        self._leave_draining(dispatcher, added, busy)
 
     def _grow(self) -> None:
         """Where nobody gave a number, new nodes bring new workers."""
@@ -272,7 +355,7 @@ class RayPool(ActorPool):
     def _end_hung(self, dispatcher: Dispatcher, now: float) -> None:
         """Kills workers that have not answered far beyond the expected time; as lost ones they come back."""
         hung = [self._actors[index] for index in dispatcher.hung(now)]
-        for actor in hung + [actor for actor, deadline in self._late.values() if now > deadline]:
+        for actor in hung + [late.actor for late in self._late.values() if now > late.deadline]:
             if not actor.ending:
                 actor.ending = True
                 self._note(

@@ -134,6 +134,10 @@ class Roster(Generic[Held]):
             return math.inf
         return float(self.since[entry.place]) + max(least, times * float(self.cost[entry.place]) / speed)
 
+    def began(self, worker: Worker) -> float:
+        """When a worker began the first of what it holds."""
+        return float(self.since[self._entries[worker].place]) if worker in self._entries else math.nan
+
     def worker(self, place: int) -> Worker:
         """Who has this place."""
         return self._workers[place]

@@ -21,7 +21,7 @@ from evoray.evolve.halving import HalvingRace
 from evoray.evolve.mutation import LevelSwitch, Mutation
 from evoray.evolve.paired import Difference, Tally, difference
 from evoray.evolve.proposals import MERGED, Learned, Mutants, Proposals, Screened, merged
-from evoray.evolve.race import Ahead, Draw, Known, Measurement, Race, RaceFactory, RaceResult, Rung, Told, rungs
+from evoray.evolve.race import Ahead, Blocks, Draw, Known, Measurement, Race, RaceFactory, RaceResult, Rung, Told, rungs
 from evoray.evolve.seeding import initial, random_legal
 from evoray.evolve.sequential import Doubts, SequentialRace
 from evoray.evolve.strategy import OnePlusLambda, Outcome
@@ -30,6 +30,7 @@ __all__ = [
     "MERGED",
     "AdditiveModel",
     "Ahead",
+    "Blocks",
     "Difference",
     "Doubts",
     "Draw",

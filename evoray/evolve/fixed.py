@@ -11,7 +11,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from evoray.evolve.race import Ahead, Known, Measured, Measurement, RaceResult, Rung, check_racers, loss_per_token
+from evoray.evolve.race import (
+    Ahead,
+    Blocks,
+    Known,
+    Measured,
+    Measurement,
+    RaceResult,
+    Rung,
+    check_racers,
+    loss_per_token,
+)
 from evoray.space import Genotype
 
 
@@ -92,12 +102,10 @@ class FixedRace:
             raise RuntimeError(f"the race waits for losses of rung {len(self._measured)}")
         return self._result
 
-    def ahead(self, blocks: int) -> tuple[Ahead, ...]:
-        """See `Race`. The parents are on the last rung, whoever else is."""
-        last = len(self._rungs) - 1
-        if self._result is not None or len(self._measured) == last or not self._parents:
-            return ()
-        return (Ahead(Measurement(last, self._parents, self._rungs[last].tokens)),)
+    def ahead(self, blocks: Blocks) -> tuple[Ahead, ...]:
+        """See `Race`. Nothing: the parents are on the last rung for certain, but there they share most of their way
+        through the model with others, and alone they would not."""
+        return ()
 
     def _enter_rung(self) -> None:
         last = len(self._rungs) - 1

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evoray.evolve.paired import Tally
-from evoray.evolve.race import LEAST, Ahead, Draw, Known, Measured, Measurement, RaceResult, Rung, check_racers
+from evoray.evolve.race import LEAST, Ahead, Blocks, Draw, Known, Measured, Measurement, RaceResult, Rung, check_racers
 from evoray.space import Genotype
 
 
@@ -96,16 +96,19 @@ class HalvingRace:
             raise RuntimeError(f"the race waits for losses of rung {self._rung}")
         return self._result
 
-    def ahead(self, blocks: int) -> tuple[Ahead, ...]:
-        """See `Race`. The parents go on to the next rung; on the last one, one of those there is the next parent."""
-        if self._result is not None or not self._parents:
+    def ahead(self, blocks: Blocks) -> tuple[Ahead, ...]:
+        """See `Race`. The parents are on all rungs to come; on the last one, one of all there is the next parent."""
+        asked = self.ask()
+        if asked is None or not self._parents:
             return ()
-        done = self._rungs[self._rung].tokens
+        found, done, skip = list[Ahead](), self._rungs[self._rung].tokens, asked.drawn.skip + blocks(asked)
         for number in range(self._rung + 1, len(self._rungs)):
             if (more := self._rungs[number].tokens - done) >= LEAST:
-                draw = Draw(0, self._tally.blocks(self._left[0]) + blocks)
-                return (Ahead(Measurement(number, self._parents, more, draw)),)
-        return (Ahead(Measurement(0, tuple(self._left), self._rungs[0].tokens, Draw(0)), later=True),)
+                found.append(Ahead(Measurement(number, self._parents, more, Draw(0, skip))))
+                done, skip = self._rungs[number].tokens, skip + blocks(found[-1].measurement)
+        if not found:
+            found.append(Ahead(Measurement(0, tuple(self._left), self._rungs[0].tokens, Draw(0)), later=True))
+        return tuple(found)
 
     def _finish(self, ranked: Sequence[Genotype], mean: Mapping[Genotype, float]) -> None:
         unmeasured = [parent for parent in self._parents if parent not in ranked]

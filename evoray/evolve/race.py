@@ -1,7 +1,7 @@
 """Who of a generation is measured how far, and who wins.
 
-Holds: `Draw`, `Measurement`, `Ahead`, `Told`, `Race`, `RaceResult`, `Known`, `RaceFactory`, `Rung`, `rungs`,
-`check_racers`, `loss_per_token`. The policies stand beside: `fixed`, `halving`, `sequential`.
+Holds: `Draw`, `Measurement`, `Ahead`, `Blocks`, `Told`, `Race`, `RaceResult`, `Known`, `RaceFactory`, `Rung`,
+`rungs`, `check_racers`, `loss_per_token`. The policies stand beside: `fixed`, `halving`, `sequential`.
 
 A race never measures. It says what it wants measured, is told the losses, and in the end has a result:
 
@@ -13,7 +13,7 @@ Legend: N genotypes, B token blocks.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
@@ -68,6 +68,9 @@ class Measurement:
     def drawn(self) -> Draw:
         """The draw, also where it is the rung's own."""
         return Draw(self.rung) if self.draw is None else self.draw
+
+
+Blocks = Callable[[Measurement], int]
 
 
 @dataclass(frozen=True)
@@ -149,11 +152,11 @@ class Race(Protocol):
         """
         ...
 
-    def ahead(self, blocks: int) -> tuple[Ahead, ...]:
+    def ahead(self, blocks: Blocks) -> tuple[Ahead, ...]:
         """What may be asked for after the present measurement, as far as that is known: first what is likeliest.
 
         Args:
-            blocks: how many the present measurement is on, which later ones of its draw pass over.
+            blocks: tells of a measurement on how many blocks it is, which later ones of its draw pass over.
         """
         ...
 

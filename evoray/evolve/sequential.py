@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evoray.evolve.paired import Tally
-from evoray.evolve.race import LEAST, Ahead, Draw, Known, Measured, Measurement, RaceResult, Rung, check_racers
+from evoray.evolve.race import LEAST, Ahead, Blocks, Draw, Known, Measured, Measurement, RaceResult, Rung, check_racers
 from evoray.space import Genotype
 
 Merger = Callable[[Genotype, Sequence[Genotype]], Sequence[Genotype]]
@@ -122,36 +122,38 @@ class SequentialRace:
         self._pending = None
         self._next()
 
-    def ahead(self, blocks: int) -> tuple[Ahead, ...]:
+    def ahead(self, blocks: Blocks) -> tuple[Ahead, ...]:
         """See `Race`.
 
         While children are chosen, the parents go on with whoever is left. While they are compared with the parents, all
-        of them may come to the next look, and one of all is a parent of the next race.
+        of them may come to the looks that are left, and one of all is a parent of the next race.
         """
-        if self._pending is None or not self._parents:
+        pending = self._pending
+        if pending is None or not self._parents:
             return ()
-        if self._pending.drawn.lasting:
-            return self._ahead_of_confirming(self._pending, blocks)
-        tally, first = self._chosen_on, self._pending.genotypes[0]
-        done = tally.asked(first) + self._pending.tokens
-        for rung in self._choosing[self._rung :] if first == self._parents[0] else ():
-            if rung.tokens - done >= LEAST:
-                draw = Draw(0, tally.blocks(first) + blocks)
-                return (Ahead(Measurement(self._asked + 1, self._parents, _more(rung, done), draw)),)
-        look = looks_at(self._last.tokens)[0]
+        found, skip = list[Ahead](), pending.drawn.skip + blocks(pending)
+        if pending.drawn.lasting:
+            done = self._confirmed_on.asked(pending.genotypes[0]) + pending.tokens
+            for look in looks_at(self._last.tokens):
+                if look > done:
+                    draw = Draw(0, skip, lasting=True)
+                    found.append(Ahead(Measurement(self._asked + 1, pending.genotypes, look - done, draw)))
+                    done, skip = look, skip + blocks(found[-1].measurement)
+            if self._choosing:
+                everyone = (*self._parents, *self._children)
+                # The next look comes first: it is likelier than one of several to be the next parent.
+                found.insert(1, Ahead(Measurement(0, everyone, self._choosing[0].tokens, CHOOSING), later=True))
+            return tuple(found)
+        done = self._chosen_on.asked(pending.genotypes[0]) + pending.tokens
+        # Newcomers catch up with the parents, who wait for them.
+        for rung in self._choosing[self._rung :] if pending.genotypes[0] == self._parents[0] else ():
+            while rung.tokens - done >= LEAST:
+                found.append(Ahead(Measurement(self._asked + 1, self._parents, _more(rung, done), Draw(0, skip))))
+                done, skip = done + found[-1].measurement.tokens, skip + blocks(found[-1].measurement)
         unknown = tuple(parent for parent in self._parents if not self._confirmed_on.blocks(parent))
-        draw = Draw(0, lasting=True)
-        return (Ahead(Measurement(self._asked + 1, unknown, look, draw)),) if unknown else ()
-
-    def _ahead_of_confirming(self, pending: Measurement, blocks: int) -> tuple[Ahead, ...]:
-        looks, found = looks_at(self._last.tokens), list[Ahead]()
-        done = self._confirmed_on.asked(pending.genotypes[0]) + pending.tokens
-        if (after := next((look for look in looks if look > done), None)) is not None:
-            draw = Draw(0, pending.drawn.skip + blocks, lasting=True)
-            found.append(Ahead(Measurement(self._asked + 1, pending.genotypes, after - done, draw)))
-        if self._choosing:
-            everyone = (*self._parents, *self._children)
-            found.append(Ahead(Measurement(0, everyone, self._choosing[0].tokens, CHOOSING), later=True))
+        if unknown:
+            look = looks_at(self._last.tokens)[0]
+            found.append(Ahead(Measurement(self._asked + 1, unknown, look, Draw(0, lasting=True))))
         return tuple(found)
 
     def _ask(self, genotypes: Sequence[Genotype], tokens: int, draw: Draw) -> None:

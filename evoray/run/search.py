@@ -15,7 +15,7 @@ from evoray.baselines import Baseline, uniform
 from evoray.cluster import Pool, WorkerSpec
 from evoray.cluster.capacity import HostMemory
 from evoray.errors import DeviceFullError, UserError
-from evoray.evolve import Lessons, Measurement, OnePlusLambda, Purpose, RaceResult, Told, rng
+from evoray.evolve import Lessons, Measurement, OnePlusLambda, Purpose, Race, RaceResult, Told, rng
 from evoray.run.best import SearchResult, best_record, judged_candidates
 from evoray.run.directory import LEARNED, RunDirectory, write_lessons
 from evoray.run.journal import GenerationRecord, GenerationRow, Journal
@@ -31,7 +31,7 @@ from evoray.run.workers import started_pool
 from evoray.settings import SearchSettings, command_of
 from evoray.space import Genotype
 from evoray.store import Location
-from evoray.tokens import draw_batches
+from evoray.tokens import Batch, draw_batches
 
 
 class PoolOpener(Protocol):
@@ -210,7 +210,7 @@ class _Driver:
             race, told = self.strategy.ask(), []
             try:
                 while (wanted := race.ask()) is not None:
-                    told.append(self._measure(text, wanted, record))
+                    told.append(self._measure(text, race, wanted, record))
                     race.tell(told[-1].losses_NB, told[-1].tokens_B)
             except DeviceFullError as error:
                 # Losses of one generation must be of the same shapes, so it is done again from its beginning.
@@ -272,20 +272,36 @@ class _Driver:
             f"{shapes.vocabulary_chunk} rows of the head at once: {error}"
         )
 
-    def _measure(self, text: TaughtText, wanted: Measurement, record: GenerationRecord) -> Told:
+    def _measure(self, text: TaughtText, race: Race, wanted: Measurement, record: GenerationRecord) -> Told:
         self.run.check()  # what nobody may write any more need not be measured
-        settings, draw = self.plan.settings, wanted.drawn
-        purpose, generation = (Purpose.LASTING, 0) if draw.lasting else (Purpose.BATCHES, record.generation)
-        draws = rng(settings.seed, generation, purpose, draw.index)
-        batches = draw_batches(text.text, wanted.tokens, draws, text.shapes.tokens_per_pass, skip=draw.skip)
-        share = self.progress.step(f"generation {record.generation}, rung {wanted.rung + 1}")
+        generation, space = record.generation, self.ground.space
+        batches = self._batches(text, wanted, generation)
+
+        def blocks(measurement: Measurement) -> int:
+            return sum(len(batch.blocks) for batch in self._batches(text, measurement, generation))
+
+        ahead = [
+            (
+                space.rows(each.measurement.genotypes),
+                text.works(self._batches(text, each.measurement, generation + each.later)),
+            )
+            for each in (race.ahead(blocks) if self.pool.workers > 1 else ())
+        ]
+        share = self.progress.step(f"generation {generation}, rung {wanted.rung + 1}")
         losses_NB = self.pool.measure(
-            self.ground.space.rows(wanted.genotypes), text.works(batches), self.ground.fitness, share
+            space.rows(wanted.genotypes), text.works(batches), self.ground.fitness, share, ahead
         )
         share(1.0)
         record.add(wanted, batches, losses_NB)
         counted_B = self.ground.fitness.counted([cut for batch in batches for cut in batch.cuts])
         return Told(wanted, _ranked(self.plan, losses_NB), counted_B)
+
+    def _batches(self, text: TaughtText, wanted: Measurement, generation: int) -> list[Batch]:
+        """What a measurement of a generation is on."""
+        draw = wanted.drawn
+        purpose, number = (Purpose.LASTING, 0) if draw.lasting else (Purpose.BATCHES, generation)
+        draws = rng(self.plan.settings.seed, number, purpose, draw.index)
+        return draw_batches(text.text, wanted.tokens, draws, text.shapes.tokens_per_pass, skip=draw.skip)
 
     def _row(self, result: RaceResult, record: GenerationRecord, seconds: float, lost: int) -> GenerationRow:
         costs = self.ground.space.summary(result.winner)

@@ -42,6 +42,7 @@ class Cluster:
         expected: int | None = None,
         copies: bool = True,
         speeds: Speeds | None = None,
+        spare: Sequence[float] = (),
     ) -> None:
         self.candidates, self.blocks, self.poison, self.choose = candidates, blocks, poison, choose
         draws = np.random.default_rng(candidates)
@@ -54,6 +55,7 @@ class Cluster:
             depth=depth,
             copies=copies,
             speeds=speeds,
+            spare=spare,
         )
         self.depth, self.copies = depth, copies
         self.now = 0.0
@@ -204,6 +206,7 @@ def clusters(draw: st.DrawFn, poisonous: bool = False, copies: bool | None = Non
         expected=draw(st.sampled_from([None, 0, 7])),
         copies=draw(st.booleans()) if copies is None else copies,
         speeds=speeds,
+        spare=draw(st.lists(st.floats(0.01, 4.0), max_size=6)),
     )
 
 
@@ -467,6 +470,64 @@ def test_a_new_worker_gets_its_part_of_what_is_left():
     list(dispatcher.assign(0.0))
     dispatcher.add(1)
     assert [worker for worker, _ in dispatcher.assign(1.0)].count(1) == 2
+
+
+def test_who_has_nothing_to_do_begins_what_may_be_asked_for_next_and_nobody_waits_for_it():
+    """One pair for four equal workers: the others take what is through as early, and no more."""
+    speeds = Speeds()
+    for worker in range(4):
+        speeds.tell(worker, 1.0, 1.0)
+    dispatcher = Dispatcher(1, [1], weights=[4.0], speeds=speeds, workers=4, spare=[4.0, 2.0, 9.0, 1.0])
+    run = Clocked(dispatcher, [1.0] * 4)
+    # The third would be late, so the fourth worker stays idle: what stands first is likeliest to be needed.
+    assert [(item.spare, item.cost) for _, item in run.items if item.spare is not None] == [(0, 4.0), (1, 2.0)]
+    assert run.end == 4.0
+    plain = Clocked(Dispatcher(1, [1], weights=[4.0], speeds=speeds, workers=4), [1.0] * 4)
+    assert plain.end == run.end
+
+
+def test_nothing_spare_is_begun_before_speeds_are_known_or_while_anything_waits():
+    dispatcher = Dispatcher(1, [1], workers=3, spare=[0.1])
+    for worker in range(3):
+        dispatcher.add(worker)
+    assert [item.spare for _, item in dispatcher.assign(0.0)] == [None]
+    speeds = Speeds()
+    speeds.tell(0, 1.0, 1.0)
+    busy = Dispatcher(64, [1] * 4, speeds=speeds, workers=1, spare=[0.001])
+    busy.add(0)
+    assert all(item.spare is None for _, item in busy.assign(0.0))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 8), st.integers(1, 4), st.data())
+def test_what_is_known_or_under_way_is_not_given_again(candidates, batches, data):
+    pairs = [(candidate, batch) for candidate in range(candidates) for batch in range(batches)]
+    known = {pair: np.array([float(pair[0])]) for pair in data.draw(st.lists(st.sampled_from(pairs), unique=True))}
+    left = [pair for pair in pairs if pair not in known]
+    begun = data.draw(st.lists(st.sampled_from(left), unique=True, max_size=3)) if left else []
+    under_way = [(number, *pair, 0.0) for number, pair in enumerate(begun)]
+    dispatcher = Dispatcher(candidates, [1] * batches, known=known, under_way=under_way, copies=False)
+    assert [(item.candidates, item.batch) for _, item in dispatcher.adopted] == [((c,), b) for c, b in begun]
+    dispatcher.add(9)
+    given_, queue = [], [(worker, item) for worker, item in dispatcher.adopted]
+    while not dispatcher.finished:
+        queue += list(dispatcher.assign(1.0))
+        worker, item = queue.pop(0)
+        given_ += [(candidate, item.batch) for candidate in item.candidates]
+        dispatcher.done(worker, item, np.array([[float(c)] for c in item.candidates]), 2.0)
+    assert sorted(given_) == sorted(left)
+    assert all(dispatcher.losses[batch][candidate, 0] == candidate for candidate, batch in pairs)
+
+
+def test_a_lost_worker_with_something_under_way_leaves_it_to_others():
+    dispatcher = Dispatcher(2, [1], under_way=[(0, 1, 0, 0.0)], spare=[1.0])
+    dispatcher.add(5)
+    first = list(dispatcher.assign(0.0))
+    assert [item.candidates for _, item in first] == [(0,)]
+    assert dispatcher.lost(0, blame=True) == []
+    dispatcher.done(5, first[0][1], np.zeros((1, 1)), 1.0)
+    again = list(dispatcher.assign(1.0))
+    assert [(worker, item.candidates) for worker, item in again] == [(5, (1,))]
 
 
 def test_items_are_not_smaller_than_the_driver_can_serve():

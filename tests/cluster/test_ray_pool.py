@@ -202,6 +202,27 @@ def test_a_worker_killed_while_it_teaches_changes_no_bit(pool: RayPool, local: L
             assert np.array_equal(block.scalars, other.scalars)
 
 
+@pytest.mark.cluster
+def test_what_was_measured_ahead_is_the_same_bits_and_is_not_measured_again(
+    pool: RayPool, material: Material, expected: np.ndarray
+) -> None:
+    pids(pool)
+    given, batches = rows(material), taught(pool)
+    # Once, so that speeds are known; then a measurement of one pair leaves the second worker nothing but what is ahead.
+    pool.measure(given, batches, Fitness.kl)
+    ahead = [(given[:2], batches[1:])]
+    for _ in range(20):
+        first = pool.measure(given[:1], batches[:1], Fitness.kl, None, ahead)
+        assert np.array_equal(first, expected[:1, :2])
+        if pool._kept or any(late.pair for late in pool._late.values()):
+            break
+    else:
+        raise AssertionError("the idle worker never began what may be asked for next")
+    assert np.array_equal(pool.measure(given[:2], batches[1:], Fitness.kl), expected[:2, 2:])
+    assert not pool._kept
+    assert np.array_equal(pool.measure(given, batches, Fitness.kl), expected)
+
+
 class KillsInEveryPhase:
     """A pool whose workers are killed, one after the other, at the first report of some of its calls."""
 
@@ -218,8 +239,10 @@ class KillsInEveryPhase:
         victim = pids(self._pool)[len(self.phases) % 2]
         return Once(lambda: kill(victim))
 
-    def measure(self, rows_NL: np.ndarray, works: list[Work], fitness: Fitness, progress: object = None) -> np.ndarray:
-        return self._pool.measure(rows_NL, works, fitness, self._report("measure"))
+    def measure(
+        self, rows_NL: np.ndarray, works: list[Work], fitness: Fitness, progress: object = None, ahead: Any = ()
+    ) -> np.ndarray:
+        return self._pool.measure(rows_NL, works, fitness, self._report("measure"), ahead)
 
     def teach(self, works: list[Work], fitness: Fitness | None = None) -> list[list[TeacherBlock]]:
         return self._pool.teach(works, fitness, self._report("teach"))
