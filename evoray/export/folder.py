@@ -71,9 +71,8 @@ def appearing(place: Location) -> Iterator[Path]:
 
 
 def _upload(stage: Path, place: Location) -> None:
-    files = sorted(
-        (str(path.relative_to(stage)) for path in stage.rglob("*") if path.is_file()), key=lambda name: name == LAST
-    )
+    files = sorted(str(path.relative_to(stage)) for path in stage.rglob("*") if path.is_file())
+    files.sort(key=lambda name: name == LAST)
     try:
         for name in files:
             (place / name).upload_file(stage / name)

@@ -187,7 +187,9 @@ class ReplacesNodes:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._pool, name)
 
-    def measure(self, rows_NL: np.ndarray, works: list[Work], fitness: Fitness, progress: object = None) -> np.ndarray:
+    def measure(
+        self, rows_NL: np.ndarray, works: list[Work], fitness: Fitness, progress: object = None, ahead: Any = ()
+    ) -> np.ndarray:
         number, self._calls = self._calls, self._calls + 1
 
         def replace_node(share: float) -> None:
@@ -196,7 +198,7 @@ class ReplacesNodes:
                 self._cluster.remove_node(self._nodes.pop(0), allow_graceful=False)
                 self._nodes.append(self._cluster.add_node(num_cpus=1))
 
-        return self._pool.measure(rows_NL, works, fitness, replace_node)
+        return self._pool.measure(rows_NL, works, fitness, replace_node, ahead)
 
 
 def test_a_search_whose_nodes_are_replaced_in_generations_leaves_the_same_run(

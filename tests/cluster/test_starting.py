@@ -261,8 +261,8 @@ def test_a_store_of_another_model_is_refused_without_being_told_the_models_diges
     assert material.spec.weights_digest is None
     opened = VariantStore.open
 
-    def another(place: str) -> Any:
-        store = opened(place)
+    def another(place: str, **how: Any) -> Any:
+        store = opened(place, **how)
         changed = Manifest.model_validate(store.manifest.model_dump() | {"weights_digest": "0" * 64})
         monkeypatch.setattr(store, "manifest", changed)
         return store

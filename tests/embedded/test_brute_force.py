@@ -94,6 +94,9 @@ def test_brute_force_and_a_short_search_find_the_optimum(
                 **COMMON,
                 run=str(tmp_path / "search"),
                 init=str(tmp_path / "worst.txt"),
+                # All that are in a race are measured on the same tokens, as brute force is.
+                race="fixed",
+                proposals="mutation",
                 generations=12,
                 population=2,
                 offspring=10,
