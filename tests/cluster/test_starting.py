@@ -166,7 +166,7 @@ def test_loading_is_no_waiting(
     waited = 0
     check = RayPool._check_wait
 
-    def checked(pool: RayPool) -> None:
+    def checked(pool: RayPool, least: int = 1) -> None:
         nonlocal waited
         placed = any(actor.placed and actor.starting is not None for actor in pool._actors)
         if placed:
@@ -174,7 +174,7 @@ def test_loading_is_no_waiting(
             pool._wait, waited = 0.0, waited + 1
         if waited == 3:
             (tmp_path / "fifo").open("w").close()
-        check(pool)
+        check(pool, least)
 
     monkeypatch.setattr(RayPool, "_check_wait", checked)
     with RayPool(material.spec, workers=1, actor_class=marked(LoadsLong, tmp_path)) as pool:
