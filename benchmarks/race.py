@@ -23,7 +23,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.log import append, table
-from evoray.evolve import FixedRace, HalvingRace, Known, RaceFactory, SequentialRace, loss_per_token, rungs
+from evoray.evolve import FixedRace, HalvingRace, Known, RaceFactory, SequentialRace, rungs
+from evoray.evolve.race import loss_per_token
 from evoray.run.journal import Journal
 from evoray.space import Genotype
 from evoray.store import Location
@@ -128,14 +129,16 @@ def main() -> None:
     parser.add_argument("--policies", nargs="+", choices=list(POLICIES), default=list(POLICIES))
     parser.add_argument("--survivors", default="8,2,1")
     parser.add_argument("--tokens", default="512,2048,8192")
-    parser.add_argument("--least", type=int, help="tokens in common; default: twice those of the last rung")
+    parser.add_argument("--least", type=int, help="tokens in common; default: nearly twice those of the last rung")
     parser.add_argument("--repeats", type=int, default=100)
     parser.add_argument("--name", help="what the log calls the run; default: its folder's name")
     given = parser.parse_args()
     last = int(given.tokens.split(",")[-1])
-    generations = list(recorded(Journal(Location.parse(given.run)), given.least or 2 * last))
+    # A little less than twice as many: the last block may be cut.
+    least = given.least or 2 * last * 19 // 20
+    generations = list(recorded(Journal(Location.parse(given.run)), least))
     if not generations:
-        parser.error(f"no generation of {given.run} has candidates that share {given.least or 2 * last} tokens; lower "
+        parser.error(f"no generation of {given.run} has candidates that share {least} tokens; lower "
                      "--least and --tokens, or record a run as this script's help says")  # fmt: skip
     lines = []
     for name in given.policies:
