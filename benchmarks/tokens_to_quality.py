@@ -28,6 +28,7 @@ import numpy as np
 
 import evoray
 from benchmarks.log import append, table
+from benchmarks.paper import STORES
 from evoray.cluster import Pool, open_pool
 from evoray.evaluator import Work
 from evoray.evolve import Purpose, rng
@@ -40,10 +41,6 @@ from evoray.space import Genotype
 from evoray.store import Location
 from evoray.tokens import TokenText, draw_batches
 
-STORES: dict[str, dict[str, Any]] = {
-    "quantization": {"kind": "quantization", "levels": "2,3,4,5,6", "group_size": 64},
-    "sparsity": {"kind": "sparsity", "levels": "0.3,0.4,0.5,0.6,0.7,0.8,0.9"},
-}
 ROWS: dict[str, dict[str, Any]] = {
     "bits-3": {"store": "quantization", "target_bits": 3.0, "tie": "fused"},
     "bits-2.5": {"store": "quantization", "target_bits": 2.5, "tie": "fused"},
