@@ -39,6 +39,9 @@ LONG_PAUSE = 60.0
 TRIES = 20
 """Failed starts in a row, or losses in a row without a result, that a dying node or a restart may explain."""
 
+HANGS = 3
+"""Starts in a row that hang, after which it is no matter of chance: two may be."""
+
 PLACING = 30.0
 """Seconds that Ray takes at most to start a process where there is room for it."""
 
@@ -48,13 +51,15 @@ class Actor:
     """The driver's view of one actor.
 
     It is asked first whether it lives (`hello`), which tells that it has a place, then to build its worker, which may
-    take long. `starting` is the call of these that is on its way; `again_at` is when to ask once more after one that
-    failed. `ending` is one that hung and is being killed.
+    take long. `starting` is the call of these that is on its way, `since` that time; `again_at` is when to ask once
+    more after one that failed. `ending` is one that hung and is being killed; `hangs` counts the starts that did, since
+    the last that did not.
     """
 
     index: int
     handle: Any
     starting: Any = None
+    since: float = 0.0
     again_at: float = 0.0
     placed: bool = False
     ready: bool = False
@@ -62,6 +67,7 @@ class Actor:
     node: str | None = None
     pid: int | None = None
     failures: int = 0
+    hangs: int = 0
     ending: bool = False
 
 
@@ -81,12 +87,13 @@ class ActorPool(Pool):
         allow_mixed: bool = False,
         wait: float = 600.0,
         memory: int = 0,
+        hung_at_start: float = 7200.0,
         note: Callable[[str], None] = say,
         keep_log: Callable[[str, bytes], None] | None = None,
         actor_class: type[WorkerActor] = WorkerActor,
     ) -> None:
         super().__init__()
-        self._note, self._wait = note, wait
+        self._note, self._wait, self._hung_at_start = note, wait, hung_at_start
         self._logs = WorkerLogs(keep_log)
         self._actors: list[Actor] = []
         self._last_failure: str | None = None
@@ -206,12 +213,24 @@ class ActorPool(Pool):
             )
 
     def _ask_to_start(self) -> None:
-        """Asks every actor that is neither ready nor being prepared, once its pause is over."""
+        """Asks every actor that is neither ready nor being prepared, once its pause is over. Kills those whose start
+        hangs. One without a place does not: `_check_wait` limits the wait for that."""
         now = time.monotonic()
         for actor in self._actors:
             if not actor.ready and not actor.refused and actor.starting is None and now >= actor.again_at:
                 prepare = actor.handle.prepare
                 actor.starting = prepare.remote(self._spec_ref) if actor.placed else actor.handle.hello.remote()
+                actor.since = now
+            loading = actor.starting is not None and actor.placed and not actor.ending
+            if loading and now > actor.since + self._hung_at_start:
+                actor.hangs += 1
+                self._end(actor, f"has not loaded {self.spec.model} within {self._hung_at_start:g} s")
+
+    def _end(self, actor: Actor, why: str) -> None:
+        """Kills one that hangs; as a lost one it comes back."""
+        actor.ending = True
+        self._note(f"worker {actor.index} (process {actor.pid}) {why}; it is restarted")
+        ray.kill(actor.handle, no_restart=False)
 
     def _check_wait(self, least: int = 1) -> None:
         """Ends a wait without enough workers. Loading is no waiting, but the retries of an actor that failed are."""
@@ -267,17 +286,24 @@ class ActorPool(Pool):
         if differing and not self._allow_mixed:
             self._refuse(actor, "; ".join(differing))
             return
-        actor.failures = 0
+        actor.failures = actor.hangs = 0
         actor.ready = True
 
     def _failed_start(self, actor: Actor, error: RayError) -> None:
         """An actor died, or could not build its worker: it begins anew after a pause, unless that can't help."""
-        actor.placed = False
+        actor.placed, actor.ending = False, False
         actor.failures += 1
-        others = any(other.ready or (other.placed and other.failures < TRIES) for other in self._actors)
+        others = any(
+            other.ready or (other.placed and other.failures < TRIES and other.hangs < HANGS) for other in self._actors
+        )
         if isinstance(error, LOSSES):
             self._logs.fetch(actor.index, actor.node, actor.pid)
             # A process that dies whenever it loads, on nodes that live, won't get better by itself.
+            if actor.hangs >= HANGS and not others:
+                raise EvorayError(
+                    f"{HANGS} starts of worker {actor.index} in a row did not load {self.spec.model} within "
+                    f"{self._hung_at_start:g} s each; see the logs of workers, or give --hung-at-start"
+                ) from None
             if actor.failures >= TRIES and not others:
                 raise EvorayError(f"workers die while they load {self.spec.model}: {first_line(error)}") from None
             if actor.failures == TRIES:
@@ -292,7 +318,8 @@ class ActorPool(Pool):
                 self._note(f"worker {actor.index} could not start and is tried again: {self._last_failure}")
             # A new process, maybe elsewhere: this one may hold half a model.
             ray.kill(actor.handle, no_restart=False)
-        actor.again_at = time.monotonic() + (PAUSE * actor.failures if actor.failures < TRIES else LONG_PAUSE)
+        patient = actor.failures >= TRIES or actor.hangs >= HANGS
+        actor.again_at = time.monotonic() + (LONG_PAUSE if patient else PAUSE * actor.failures)
 
     def _refuse(self, actor: Actor, differing: str) -> None:
         """Sends an actor away for good whose losses would have other bits."""

@@ -97,6 +97,7 @@ class Dispatcher:
         copies: do the work of late workers twice. Only where all workers give the same bits.
         per_item: seconds of the carrier for each item. Items are not made so small that it can't keep up.
         hung_after: seconds after which a worker may count as hung, see `hung`.
+        hung_at_start: the same where nobody's speed is known yet; there is nothing else to go by.
         known: pairs (candidate, batch) that were measured before, with their losses.
         under_way: pairs that workers are at since a time, as (worker, candidate, batch, time).
         spare: units of each item that may be asked for next, the likeliest first.
@@ -122,6 +123,7 @@ class Dispatcher:
         copies: bool = True,
         per_item: float = 0.0,
         hung_after: float = 600.0,
+        hung_at_start: float = 7200.0,
         known: Mapping[tuple[int, int], np.ndarray] | None = None,
         under_way: Sequence[tuple[Worker, int, int, float]] = (),
         spare: Sequence[float] = (),
@@ -129,7 +131,8 @@ class Dispatcher:
         self.losses = [np.full((candidates, size), np.nan) for size in blocks]
         self.set_aside: set[int] = set()
         self.wake = math.inf
-        self.depth, self._copies, self._hung_after, self._expected = depth, copies, hung_after, workers
+        self.depth, self._copies, self._expected = depth, copies, workers
+        self._hung_after, self._hung_at_start = hung_after, hung_at_start
         self._roster: Roster[Item] = Roster(Speeds() if speeds is None else speeds)
         self._weights = [1.0] * len(blocks) if weights is None else [float(weight) for weight in weights]
         ordered = tuple(range(candidates)) if order is None else tuple(int(index) for index in order)
@@ -252,12 +255,12 @@ class Dispatcher:
         return aside
 
     def hung(self, now: float) -> list[Worker]:
-        """Workers that have not answered far beyond the expected time. Never before anybody's speed is known."""
+        """Workers that have not answered far beyond the expected time, or beyond the limit where none is expected."""
         return [worker for worker in self._roster.holding() if now > self.deadline(worker)]
 
     def deadline(self, worker: Worker) -> float:
         """The time at which a worker that has not answered yet counts as hung; infinite where it has no work."""
-        return self._roster.deadline(worker, self._hung_after, FAR_BEYOND)
+        return self._roster.deadline(worker, self._hung_after, FAR_BEYOND, self._hung_at_start)
 
     def since(self, worker: Worker) -> float:
         """The time at which a worker began what it is at."""

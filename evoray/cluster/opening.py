@@ -18,6 +18,7 @@ def open_pool(
     wait: float = 600.0,
     memory: int = 0,
     hung_after: float = 600.0,
+    hung_at_start: float = 7200.0,
     note: Callable[[str], None] = say,
     keep_log: Callable[[str, bytes], None] | None = None,
 ) -> Pool:
@@ -34,6 +35,7 @@ def open_pool(
         memory: bytes of host memory that each actor asks Ray for; 0 for no such limit. Of a `HostMemory` the part for
             ready variants, and with it `spec.variant_bytes`, shrinks on CPUs where more workers have room then.
         hung_after: seconds without an answer, and 20 times what was expected, after which a worker is restarted.
+        hung_at_start: the same before any speed is known: while a worker is built, and at the first work of a kind.
         note: told of lost and refused workers, of missing room and of candidates set aside, a line each.
         keep_log: given a name and the end of the log of each worker's process that is lost, or ends with the pool.
 
@@ -54,6 +56,7 @@ def open_pool(
         wait=wait,
         memory=memory,
         hung_after=hung_after,
+        hung_at_start=hung_at_start,
         note=note,
         keep_log=keep_log,
     )

@@ -72,6 +72,7 @@ class RayPool(ActorPool):
         wait: float = 600.0,
         memory: int = 0,
         hung_after: float = 600.0,
+        hung_at_start: float = 7200.0,
         note: Callable[[str], None] = say,
         keep_log: Callable[[str, bytes], None] | None = None,
         actor_class: type[WorkerActor] = WorkerActor,
@@ -91,6 +92,7 @@ class RayPool(ActorPool):
             allow_mixed=allow_mixed,
             wait=wait,
             memory=memory,
+            hung_at_start=hung_at_start,
             note=note,
             keep_log=keep_log,
             actor_class=actor_class,
@@ -218,6 +220,7 @@ class RayPool(ActorPool):
             copies=not self._allow_mixed,
             per_item=PER_ITEM,
             hung_after=self._hung_after,
+            hung_at_start=self._hung_at_start,
             known=known,
             under_way=[(late.actor.index, *places[late.pair], late.since) for _, late in self._adopting if late.pair],
             spare=spare,
@@ -354,15 +357,11 @@ class RayPool(ActorPool):
 
     def _end_hung(self, dispatcher: Dispatcher, now: float) -> None:
         """Kills workers that have not answered far beyond the expected time; as lost ones they come back."""
-        hung = [self._actors[index] for index in dispatcher.hung(now)]
-        for actor in hung + [late.actor for late in self._late.values() if now > late.deadline]:
+        hung = [(self._actors[index], now - dispatcher.since(index)) for index in dispatcher.hung(now)]
+        hung += [(late.actor, now - late.since) for late in self._late.values() if now > late.deadline]
+        for actor, seconds in hung:
             if not actor.ending:
-                actor.ending = True
-                self._note(
-                    f"worker {actor.index} (process {actor.pid}) has not answered for {self._hung_after:.0f} s or "
-                    "more, far beyond the expected time; it is restarted"
-                )
-                ray.kill(actor.handle, no_restart=False)
+                self._end(actor, f"has not answered for {seconds:.0f} s, far beyond what can be expected")
 
     def _keep_finished(
         self,

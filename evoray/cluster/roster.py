@@ -126,13 +126,20 @@ class Roster(Generic[Held]):
         """Workers with something in hand."""
         return [self._workers[place] for place in np.flatnonzero(self.count).tolist()]
 
-    def deadline(self, worker: Worker, least: float, times: float) -> float:
-        """When it should have answered: that many times the expected time, and at least so many seconds, after it
-        began. Infinite where nothing is expected."""
+    def deadline(self, worker: Worker, least: float, times: float, unknown: float) -> float:
+        """When it should have answered; infinite where it holds nothing.
+
+        Args:
+            worker: see above.
+            least: seconds after it began, at least.
+            times: the expected time, at least so often.
+            unknown: seconds after it began where no speed is known.
+        """
         entry, speed = self._entries.get(worker), self.speeds.of(worker)
-        if entry is None or not entry.items or speed is None:
+        if entry is None or not entry.items:
             return math.inf
-        return float(self.since[entry.place]) + max(least, times * float(self.cost[entry.place]) / speed)
+        within = unknown if speed is None else max(least, times * float(self.cost[entry.place]) / speed)
+        return float(self.since[entry.place]) + within
 
     def began(self, worker: Worker) -> float:
         """When a worker began the first of what it holds."""

@@ -93,6 +93,7 @@ def started_pool(
         wait=settings.wait,
         memory=memory,
         hung_after=settings.hung_after,
+        hung_at_start=settings.hung_at_start,
         note=progress.note,
         keep_log=progress.keep_log,
     ) as pool:

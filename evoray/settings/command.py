@@ -14,6 +14,7 @@ _NOT_DECIDING = {
     "address",
     "wait",
     "hung_after",
+    "hung_at_start",
     "allow_mixed",
     "work_memory",
     "variant_memory",

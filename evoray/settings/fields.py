@@ -184,6 +184,12 @@ class WorkSettings(Settings):
         gt=0,
         description="Seconds without an answer after which a worker is restarted, if it should have taken a twentieth.",
     )
+    hung_at_start: float = Field(
+        7200,
+        gt=0,
+        description="Seconds after which a worker is restarted before any speed is known: while it loads its model, "
+        "and at the first work of a kind. Default: 7200, time for a large download.",
+    )
     allow_mixed: bool = Field(False, description="Let workers of unlike devices in, and give up bit-equal losses.")
     tokens_per_pass: int | None = Field(
         None,

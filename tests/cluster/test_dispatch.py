@@ -455,11 +455,71 @@ def test_a_worker_that_never_answers_holds_nothing_up_and_is_named():
     assert dispatcher.lost(3, blame=True) == []
 
 
-def test_nobody_counts_as_hung_before_anything_is_known():
-    dispatcher = Dispatcher(4, [1], hung_after=1.0)
+def test_before_anything_is_known_only_a_limit_tells_who_hangs():
+    dispatcher = Dispatcher(4, [1], hung_after=1.0, hung_at_start=50.0)
     dispatcher.add(0)
-    list(dispatcher.assign(0.0))
+    assert dispatcher.hung(1e9) == [], "who has no work can't be late with it"
+    ((_, item),) = dispatcher.assign(10.0)
+    assert dispatcher.hung(60.0) == []
+    assert dispatcher.hung(60.5) == [0]
+    dispatcher.done(0, item, np.zeros((4, 1)), 20.0)
     assert dispatcher.hung(1e9) == []
+
+
+def test_once_anybody_has_answered_that_limit_is_nobodys():
+    dispatcher = Dispatcher(8, [1], workers=2, hung_after=1.0, hung_at_start=500.0)
+    dispatcher.add(0)
+    dispatcher.add(1)
+    given_ = list(dispatcher.assign(0.0))
+    assert dispatcher.deadline(1) == 500.0
+    first = next(item for worker, item in given_ if worker == 0)
+    dispatcher.done(0, first, np.zeros((len(first.candidates), 1)), first.cost)
+    assert dispatcher.deadline(1) == pytest.approx(20 * sum(item.cost for worker, item in given_ if worker == 1))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 4), st.lists(st.booleans(), min_size=1, max_size=6), st.integers(0, 2**32))
+def test_workers_that_hang_on_their_first_item_cost_the_limit_and_no_candidate(candidates, batches, hangs, seed):
+    """The first process of some workers never answers, and nobody knows any speed. The carrier kills who is named."""
+    of = np.random.default_rng(seed).random(candidates).tolist()
+    dispatcher = Dispatcher(candidates, [1] * batches, shares=of, workers=len(hangs), hung_at_start=1000.0)
+    queues: dict[int, deque[Item]] = {worker: deque() for worker in range(len(hangs))}
+    hanging, now, steps = {worker for worker, hang in enumerate(hangs) if hang}, 0.0, 0
+    for worker in queues:
+        dispatcher.add(worker)
+    while not dispatcher.finished:
+        steps += 1
+        assert steps < LIMIT
+        for worker, item in dispatcher.assign(now):
+            queues[worker].append(item)
+        working = [worker for worker, queue in queues.items() if queue and worker not in hanging]
+        if working:
+            worker = working[steps % len(working)]
+            item = queues[worker].popleft()
+            now += item.cost
+            dispatcher.done(worker, item, np.array([[float(c)] for c in item.candidates]), now)
+            continue
+        now = max(now, min(dispatcher.deadline(worker) for worker in dispatcher.holding()) + 0.5)
+        for worker in dispatcher.hung(now):
+            assert worker in hanging, "one that works was named"
+            assert dispatcher.lost(worker, blame=True) == []
+            hanging.discard(worker)
+            queues[worker].clear()
+            dispatcher.add(worker)
+    assert all(dispatcher.losses[batch][:, 0].tolist() == list(range(candidates)) for batch in range(batches))
+    assert now <= 1000.5 + 40 * candidates * batches
+
+
+def test_a_candidate_that_hangs_every_worker_is_set_aside_though_no_speed_is_ever_known():
+    dispatcher = Dispatcher(1, [1], hung_at_start=100.0)
+    now, aside = 0.0, []
+    while not dispatcher.finished:
+        dispatcher.add(0)
+        assert list(dispatcher.assign(now))
+        now = dispatcher.deadline(0) + 1
+        assert dispatcher.hung(now) == [0]
+        aside += dispatcher.lost(0, blame=True)
+    assert (aside, now) == ([0], 303.0)
 
 
 def test_a_new_worker_gets_its_part_of_what_is_left():

@@ -1,6 +1,7 @@
 """Workers that are slow, hang, or are killed while they swap weights: nobody waits for them, and no bit changes."""
 
 import os
+import re
 import signal
 import sys
 import time
@@ -15,6 +16,7 @@ from searches import Material, bits_of, searching_with
 from evoray.cluster import LocalPool, WorkerSpec
 from evoray.cluster.actor import WorkerActor
 from evoray.cluster.ray_pool import RayPool
+from evoray.errors import EvorayError
 from evoray.evaluator import Work
 from evoray.fitness import Fitness
 from evoray.run.search import search
@@ -120,6 +122,38 @@ class HangsOnce(_Marks):
         return super().losses(rows_NL, work, fitness)
 
 
+class HangsAtFirst(_Marks):
+    """The first process stops for good while it loads its model, the second at the first batch of the teacher, the
+    third at the first candidates, the fourth goes on. All imports are made before, so that what is timed is short."""
+
+    def hello(self) -> Any:
+        import transformers.models.llama.modeling_llama  # noqa: F401
+
+        import evoray.evaluator  # noqa: F401
+
+        return super().hello()
+
+    def prepare(self, spec: WorkerSpec) -> Any:
+        if self._first("load"):
+            signal.pause()
+        return super().prepare(spec)
+
+    def each(self, method: str, work: Work, *arguments: Any) -> Any:
+        if self._first(method):
+            signal.pause()
+        return super().each(method, work, *arguments)
+
+    def losses(self, rows_NL: np.ndarray, work: Work, fitness: Fitness) -> np.ndarray:
+        if self._first("losses"):
+            signal.pause()
+        return super().losses(rows_NL, work, fitness)
+
+
+class NeverLoads(WorkerActor):
+    def prepare(self, spec: WorkerSpec) -> Any:
+        signal.pause()
+
+
 def test_workers_killed_while_they_swap_weights_change_no_bit_of_a_search(
     ray_here: None, material: Material, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -151,6 +185,30 @@ def test_a_worker_that_hangs_is_restarted(
         # Where there are two, the other one does its work meanwhile.
         while pool.lost < 1:
             assert np.array_equal(pool.measure(rows, works(), Fitness.perplexity), expected)
-        assert "has not answered for 2 s or more, far beyond the expected time; it is restarted" in notes[0]
+        assert re.search(r" has not answered for \d+ s, far beyond what can be expected; it is restarted$", notes[0])
         assert not pool.named_aside
         assert np.array_equal(pool.measure(rows, works(), Fitness.perplexity), expected)
+
+
+def test_workers_that_hang_before_any_speed_is_known_change_no_bit_of_a_search(
+    ray_here: None, material: Material, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    notes: list[str] = []
+    cls = marked(HangsAtFirst, tmp_path / "marks")
+    with (
+        RayPool(material.spec, workers=1, actor_class=cls, hung_at_start=20.0, note=notes.append) as pool,
+        searching_with(pool),
+    ):
+        search(material.settings(tmp_path / "run", generations=2))
+        assert pool.lost >= 2
+        assert not pool.named_aside
+    assert {"load", "teach", "losses"} <= {path.name for path in (tmp_path / "marks").iterdir()}
+    assert notes[0].endswith(f" has not loaded {material.model} within 20 s; it is restarted")
+    said = " has not answered for "
+    assert sum(said in note for note in notes) >= 2
+    assert bits_of(tmp_path / "run") == undisturbed
+
+
+def test_starts_that_all_hang_end_with_what_can_be_done(ray_here: None, material: Material) -> None:
+    with pytest.raises(EvorayError, match=r"^3 starts of worker 0 in a row did not load .* give --hung-at-start$"):
+        RayPool(material.spec, workers=1, actor_class=NeverLoads, hung_at_start=0.5, note=lambda _: None)
