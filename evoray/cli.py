@@ -132,15 +132,18 @@ def _progress(made: str) -> Any:
 
 
 @contextmanager
-def _working(made: str, kept: str) -> Iterator[Any]:
+def _working(made: str, kept: str, run: bool = False) -> Iterator[Any]:
     """A progress for what may be stopped by Ctrl-C or SIGTERM, and then says as its last line what is kept of it.
 
     Args:
         made: place of what is made.
         kept: how to go on; the place is put in.
+        run: it is a run. Log lines name it as those of workers do, from wherever this is called.
     """
+    from evoray.store import Location
+
     try:
-        with _progress(made) as progress:
+        with _progress(str(Location.parse(made)) if run else made) as progress:
             yield progress
     except (KeyboardInterrupt, Stopped) as asked:
         by = f" by {asked}" if isinstance(asked, Stopped) else ""
@@ -272,7 +275,7 @@ def _search(settings: SearchSettings, as_json: bool) -> None:
     if settings.dry_run:
         _show_either(search_estimate(settings), as_json)
         return
-    with _working(settings.run, GENERATIONS_KEPT) as progress:
+    with _working(settings.run, GENERATIONS_KEPT, run=True) as progress:
         result = search(settings, progress)
     _show_result(result, as_json)
 
@@ -293,7 +296,7 @@ def _sweep(settings: SweepSettings, as_json: bool) -> None:
     if settings.dry_run:
         _show_either(sweep_estimate(settings), as_json)
         return
-    with _working(settings.run, GENERATIONS_KEPT) as progress:
+    with _working(settings.run, GENERATIONS_KEPT, run=True) as progress:
         found = sweep(settings, progress)
     report = report_if_possible([result.run for result in found.results.values()], f"{found.run}/report")
     if as_json:
@@ -316,7 +319,7 @@ def _baseline(settings: BaselineSettings, as_json: bool) -> None:
     """What a search has to beat, for the same budget and in the same form: uniform, random, dp, owl, scores, ..."""
     from evoray.run.baseline import run_baseline
 
-    with _working(settings.run, NOT_KEPT) as progress:
+    with _working(settings.run, NOT_KEPT, run=True) as progress:
         result = run_baseline(settings, progress)
     _show_result(result, as_json)
 

@@ -30,15 +30,25 @@ class JsonFormatter(logging.Formatter):
 
     Args:
         fields: that every line has.
+
+    Attributes:
+        at: what every line has as well, as long as it is so.
     """
 
     def __init__(self, **fields: Any) -> None:
         super().__init__()
         self._fields = fields
+        self.at: dict[str, Any] = {}
 
     def format(self, record: logging.LogRecord) -> str:
         """The line. A traceback becomes one string."""
         trace = {"trace": self.formatException(record.exc_info)} if record.exc_info else {}
         return json_line(
-            "log", record.levelname.lower(), **self._fields, logger=record.name, text=record.getMessage(), **trace
+            "log",
+            record.levelname.lower(),
+            **self._fields,
+            **self.at,
+            logger=record.name,
+            text=record.getMessage(),
+            **trace,
         )

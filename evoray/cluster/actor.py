@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import logging
 import os
 import platform
@@ -50,11 +51,12 @@ class WorkerActor:
         environment: of the driver, without secrets, because Ray's head keeps it. It is set here and not only with the
             worker: a call that was sent to the process before this one brings its arguments, and the modules that
             these need, before anything is prepared.
+        number: of the worker among the driver's; its log lines have it.
     """
 
-    def __init__(self, environment: dict[str, str] | None = None) -> None:
+    def __init__(self, environment: dict[str, str] | None = None, number: int = 0) -> None:
         take_environment(environment or {})
-        _log_as_json()
+        self._at, self._lines = "{}", _log_as_json(number)
         self.worker: Worker | None = None
         self._transfers = TransferMetrics()
         # After its driver or node was killed, Ray would keep this process, and its device's memory, for a minute.
@@ -96,10 +98,17 @@ class WorkerActor:
         worker = self._ready()
         return _or_die(lambda: worker.each(method, work, *arguments))
 
-    # As the driver calls them. Plain bytes and strings cost it a third less to send than arrays and enumerations.
+    # As the driver calls them. Plain bytes and strings cost it a third less to send than arrays and enumerations. `at`
+    # is what log lines say beside their text, as JSON: the run and its generation. Nothing else may depend on it.
 
-    def measure(self, count: int, rows: bytes, work: Work, fitness: str) -> tuple[np.ndarray, float]:
+    def start(self, at: str, spec: WorkerSpec) -> tuple[DeviceRecord, tuple[str, ...]]:
+        """`prepare`."""
+        self._log_at(at)
+        return self.prepare(spec)
+
+    def measure(self, at: str, count: int, rows: bytes, work: Work, fitness: str) -> tuple[np.ndarray, float]:
         """`losses` of int8 rows, and the seconds they took."""
+        self._log_at(at)
         self._ready()
         import numpy as np
 
@@ -109,10 +118,15 @@ class WorkerActor:
         began = time.perf_counter()
         return self.losses(rows_NL, work, Fitness(fitness)), time.perf_counter() - began
 
-    def timed(self, method: str, work: Work, *arguments: Any) -> tuple[Any, float]:
+    def timed(self, at: str, method: str, work: Work, *arguments: Any) -> tuple[Any, float]:
         """`each`, and the seconds it took."""
+        self._log_at(at)
         began = time.perf_counter()
         return self.each(method, work, *arguments), time.perf_counter() - began
+
+    def _log_at(self, at: str) -> None:
+        if at != self._at:
+            self._at, self._lines.at = at, json.loads(at)
 
     def _ready(self) -> Worker:
         if self.worker is None:
@@ -120,12 +134,13 @@ class WorkerActor:
         return self.worker
 
 
-def _log_as_json() -> None:
+def _log_as_json(number: int) -> JsonFormatter:
     """Sends what is logged in this process to its standard error, which Ray keeps in a file; see `WorkerLogs`."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter(node=platform.node(), pid=os.getpid()))
+    handler, lines = logging.StreamHandler(), JsonFormatter(node=platform.node(), pid=os.getpid(), worker=number)
+    handler.setFormatter(lines)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     _logger.setLevel(logging.INFO)
+    return lines
 
 
 def breaks_device(error: BaseException) -> bool:

@@ -90,9 +90,11 @@ class ActorPool(Pool):
         hung_at_start: float = 7200.0,
         note: Callable[[str], None] = say,
         keep_log: Callable[[str, bytes], None] | None = None,
+        run: str | None = None,
         actor_class: type[WorkerActor] = WorkerActor,
     ) -> None:
         super().__init__()
+        self.at(run)
         self._note, self._wait, self._hung_at_start = note, wait, hung_at_start
         self._logs = WorkerLogs(keep_log)
         self._actors: list[Actor] = []
@@ -171,7 +173,7 @@ class ActorPool(Pool):
         """Asks Ray for so many more. Those without a place make a cluster that can grow do so."""
         first = len(self._actors)
         self._actors += [
-            Actor(index, self._remote_class.remote(self._environment)) for index in range(first, first + count)
+            Actor(index, self._remote_class.remote(self._environment, index)) for index in range(first, first + count)
         ]
         self.workers = len(self._actors)
 
@@ -218,8 +220,8 @@ class ActorPool(Pool):
         now = time.monotonic()
         for actor in self._actors:
             if not actor.ready and not actor.refused and actor.starting is None and now >= actor.again_at:
-                prepare = actor.handle.prepare
-                actor.starting = prepare.remote(self._spec_ref) if actor.placed else actor.handle.hello.remote()
+                start, hello = actor.handle.start, actor.handle.hello
+                actor.starting = start.remote(self._at, self._spec_ref) if actor.placed else hello.remote()
                 actor.since = now
             loading = actor.starting is not None and actor.placed and not actor.ending
             if loading and now > actor.since + self._hung_at_start:

@@ -21,6 +21,7 @@ def open_pool(
     hung_at_start: float = 7200.0,
     note: Callable[[str], None] = say,
     keep_log: Callable[[str, bytes], None] | None = None,
+    run: str | None = None,
 ) -> Pool:
     """Opens a pool.
 
@@ -38,6 +39,7 @@ def open_pool(
         hung_at_start: the same before any speed is known: while a worker is built, and at the first work of a kind.
         note: told of lost and refused workers, of missing room and of candidates set aside, a line each.
         keep_log: given a name and the end of the log of each worker's process that is lost, or ends with the pool.
+        run: place of the run, for log lines of workers.
 
     Raises:
         UserError: no such cluster, no node with memory for a worker, or workers that can't load what the spec names.
@@ -59,4 +61,5 @@ def open_pool(
         hung_at_start=hung_at_start,
         note=note,
         keep_log=keep_log,
+        run=run,
     )

@@ -7,6 +7,7 @@ Legend: N candidates, L layers, B blocks over all batches.
 
 from __future__ import annotations
 
+import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -48,6 +49,17 @@ class Pool(ABC):
         self.named_aside: set[tuple[int, ...]] = set()
         self.lost = 0
         self.busy = BusyTime()
+        self.at(None)
+
+    def at(self, run: str | None, generation: int | None = None) -> None:
+        """What log lines of workers say from the next call on, beside their text. No loss depends on it.
+
+        Args:
+            run: place of the run.
+            generation: that is at work.
+        """
+        said = {"run": run, "generation": generation}
+        self._at = json.dumps({name: value for name, value in said.items() if value is not None})
 
     def measure(
         self,

@@ -75,6 +75,7 @@ class RayPool(ActorPool):
         hung_at_start: float = 7200.0,
         note: Callable[[str], None] = say,
         keep_log: Callable[[str, bytes], None] | None = None,
+        run: str | None = None,
         actor_class: type[WorkerActor] = WorkerActor,
     ) -> None:
         self._hung_after = hung_after
@@ -95,6 +96,7 @@ class RayPool(ActorPool):
             hung_at_start=hung_at_start,
             note=note,
             keep_log=keep_log,
+            run=run,
             actor_class=actor_class,
         )
 
@@ -130,9 +132,10 @@ class RayPool(ActorPool):
         def submit(handle: Any, item: Item) -> Any:
             if item.spare is not None:
                 pair, batch = spare[item.spare]
-                return handle.measure.remote(1, pair[2], placed_later.ref(batch), str(fitness))
+                return handle.measure.remote(self._at, 1, pair[2], placed_later.ref(batch), str(fitness))
             rows = rows_NL[list(item.candidates)].tobytes()
-            return handle.measure.remote(len(item.candidates), rows, placed.ref(item.batch), str(fitness))
+            batch_ref = placed.ref(item.batch)
+            return handle.measure.remote(self._at, len(item.candidates), rows, batch_ref, str(fitness))
 
         def take(item: Item, result: np.ndarray) -> np.ndarray:
             if item.spare is not None:
@@ -177,7 +180,7 @@ class RayPool(ActorPool):
         results: dict[int, Any] = {}
 
         def submit(handle: Any, item: Item) -> Any:
-            return handle.timed.remote(method, placed.ref(item.batch), *arguments)
+            return handle.timed.remote(self._at, method, placed.ref(item.batch), *arguments)
 
         def take(item: Item, result: Any) -> np.ndarray:
             results.setdefault(item.batch, result)

@@ -100,6 +100,7 @@ def search(settings: SearchSettings, progress: Progress | None = None, shared: S
                 settings, plan.ground.spec, plan.ground.memory, told
             ) as pool,
         ):
+            pool.at(str(run.location))  # a sweep's was opened for another run
             run.settle_device(asdict(pool.record), settings.allow_mixed)
             plan = replace(plan, settings=settled_shapes(run, pool, plan.ground, plan.settings))
             if plan.init is not None and start is None:
@@ -205,6 +206,7 @@ class _Driver:
         text = self._text()
         while (reason := self._why_stop()) is None:
             began = time.monotonic()
+            self.pool.at(str(self.run.location), self.strategy.generation)
             self.pool.busy.take()  # what the teacher or the start took is of no generation
             record, lost = GenerationRecord(self.strategy.generation), self.pool.lost
             race, told = self.strategy.ask(), []

@@ -96,6 +96,7 @@ def started_pool(
         hung_at_start=settings.hung_at_start,
         note=progress.note,
         keep_log=progress.keep_log,
+        run=str(Location.parse(settings.run)) if isinstance(settings, ChoiceSettings) else None,
     ) as pool:
         started(1.0)
         for note in pool.notes:

@@ -1,7 +1,9 @@
-"""What workers wrote is kept: of those that are lost, and of those that end with the pool."""
+"""What workers wrote is kept: of those that are lost, and of those that end with the pool. Its lines say where from."""
 
 import json
+import logging
 import os
+import sys
 import threading
 from pathlib import Path
 
@@ -11,11 +13,24 @@ import ray
 from searches import Material
 
 from evoray.cluster import logs
+from evoray.cluster.actor import WorkerActor
 from evoray.cluster.logs import TAIL, WorkerLogs
 from evoray.cluster.ray_pool import RayPool
 from evoray.evaluator import Work
 from evoray.fitness import Fitness
+from evoray.log_line import JsonFormatter
 from evoray.store import VariantStore
+
+# Workers can't import tests, so that classes defined here travel whole.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+class Says(WorkerActor):
+    """Has something to say of all it does."""
+
+    def losses(self, rows_NL: np.ndarray, work: Work, fitness: Fitness) -> np.ndarray:
+        logging.getLogger("evoray").warning("at %d candidates", len(rows_NL))
+        return super().losses(rows_NL, work, fitness)
 
 
 @pytest.mark.cluster
@@ -25,16 +40,39 @@ def test_a_lost_worker_and_the_one_after_it_leave_their_logs(ray_here: None, mat
     work = Work(np.random.default_rng(7).integers(0, 255, (2, 24)).astype(np.int32), (24, 17))
     kept: dict[str, bytes] = {}
     pids = []
-    with RayPool(material.spec, workers=1, keep_log=kept.__setitem__) as pool:
+    with RayPool(material.spec, workers=1, keep_log=kept.__setitem__, run="/runs/a", actor_class=Says) as pool:
         pids.append(pool._actors[0].pid)
         os.kill(pids[0] or 0, 9)
-        pool.measure(rows, [work], Fitness.perplexity)
+        pool.at("/runs/a", 3)
+        losses = pool.measure(rows, [work], Fitness.perplexity)
         pids.append(pool._actors[0].pid)
+        pool.at("/runs/b", 0)
+        again = pool.measure(rows, [work], Fitness.perplexity)
+    # A sweep's workers go from run to run; what they say of it changes nothing of what they measure.
+    assert np.array_equal(losses, again)
     assert sorted(kept) == sorted(f"worker-0-{pid}.log" for pid in pids)
-    for pid in pids:
-        (ready,) = [line for line in kept[f"worker-0-{pid}.log"].decode().splitlines() if '"ready after ' in line]
-        assert json.loads(ready)["pid"] == pid
-        assert json.loads(ready)["logger"] == "evoray"
+    lines = [
+        [json.loads(line) for line in kept[f"worker-0-{pid}.log"].decode().splitlines() if line.startswith("{")]
+        for pid in pids
+    ]
+    for pid, of_process in zip(pids, lines, strict=True):
+        assert {(line["pid"], line["worker"], line["logger"]) for line in of_process} == {(pid, 0, "evoray")}
+    (first,), (ready, *said) = lines
+    assert (first["run"], "generation" in first, first["text"].startswith("ready after ")) == ("/runs/a", False, True)
+    assert (ready["run"], ready["generation"], ready["text"].startswith("ready after ")) == ("/runs/a", 3, True)
+    assert [(line["run"], line["generation"], line["text"]) for line in said] == [
+        ("/runs/a", 3, "at 4 candidates"),
+        ("/runs/b", 0, "at 4 candidates"),
+    ]
+
+
+def test_a_line_says_at_what_it_was_written() -> None:
+    lines = JsonFormatter(worker=2)
+    record = logging.LogRecord("evoray", logging.WARNING, "here", 1, "one %s", ("word",), None)
+    assert json.loads(lines.format(record)).keys() == {"time", "level", "event", "worker", "logger", "text"}
+    lines.at = {"run": "/runs/a", "generation": 7}
+    found = json.loads(lines.format(record))
+    assert (found["worker"], found["run"], found["generation"], found["text"]) == (2, "/runs/a", 7, "one word")
 
 
 def test_the_end_of_a_log_is_what_is_kept(ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

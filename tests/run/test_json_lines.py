@@ -10,6 +10,7 @@ import pytest
 from calls import Call
 from searches import Material
 
+from evoray.cluster import LocalPool
 from evoray.run.journal import Journal
 from evoray.run.json_lines import JsonProgress
 from evoray.store import Location
@@ -31,13 +32,22 @@ def searching(material: Material, run: Path, *more: object) -> list[object]:
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_a_search_in_json(call: Call, material: Material, tmp_path: Path, before: bool) -> None:
-    arguments = searching(material, tmp_path / "run", "--target-bits", 2.8, "--generations", 2)
+def test_a_search_in_json(
+    call: Call, material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    at: list[tuple[str | None, int | None]] = []
+    monkeypatch.setattr(LocalPool, "at", lambda self, run, generation=None: at.append((run, generation)))
+    monkeypatch.chdir(tmp_path)
+    # From wherever it is called, lines of the driver and of workers name the same run.
+    run = tmp_path / "run" if before else Path("run")
+    arguments = searching(material, run, "--target-bits", 2.8, "--generations", 2)
     switch = ("--log-format", "json")
     outcome = call(*switch, *arguments) if before else call(*arguments, *switch)
     assert outcome.code == 0
     lines = lines_of(outcome.err)
     assert {line["run"] for line in lines[:-1]} == {str(tmp_path / "run")}
+    place = str(tmp_path / "run")
+    assert at == [(None, None), (place, None), (place, 0), (place, 1), (place, 2)]
     generations = [line for line in lines if line["event"] == "generation"]
     rows = Journal(Location.parse(tmp_path / "run")).rows
     assert [(line["generation"], line["fitness"], line["tokens"]) for line in generations] == [
