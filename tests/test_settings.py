@@ -249,3 +249,14 @@ def test_what_eval_needs(given: dict[str, Any], said: str) -> None:
 def test_tasks_are_a_list_with_or_without_text() -> None:
     assert load_settings(EvalSettings, {"tasks": "arc_easy,hellaswag", "workers": 0}).tasks == ("arc_easy", "hellaswag")
     assert load_settings(EvalSettings, {"tasks": ["a"], "data": "d", "workers": 2, "address": "auto"}).tasks == ("a",)
+
+
+@pytest.mark.parametrize("kind", [SearchSettings, BaselineSettings, EvalSettings])
+def test_a_model_is_spread_over_gpus_alone(kind: Any) -> None:
+    given: dict[str, Any] = dict(NEEDED) if kind is not EvalSettings else {"model": "m", "data": "d"}
+    given |= {"method": "dp"} if kind is BaselineSettings else {}
+    said = r"^--gpus-per-worker 2 spreads a model over GPUs, and --device cpu uses none; leave out one of them"
+    with pytest.raises(UserError, match=said):
+        load_settings(kind, given | {"gpus_per_worker": 2, "device": "cpu"})
+    assert load_settings(kind, given | {"gpus_per_worker": 2}).gpus_per_worker == 2
+    assert load_settings(kind, given | {"device": "cpu"}).gpus_per_worker == 1

@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from evoray.cluster.actor import WorkerActor
-from evoray.cluster.capacity import Node, Room, room_for_workers
+from evoray.cluster.capacity import Node, Room, lacking_gpus, max_gpus, room_for_workers
 from evoray.cluster.connection import connect, nodes
 from evoray.cluster.environment import check_nodes, packages
 from evoray.cluster.logs import WorkerLogs
@@ -109,17 +109,16 @@ class ActorPool(Pool):
             if not connection.alone:
                 check_nodes(packages())
             found = nodes()
-            gpus = any(node.gpus >= 1 for node in found)
-            device = spec.device if spec.device != "auto" else ("cuda" if gpus else "cpu")
+            gpus = any(node.gpus >= spec.gpus for node in found)
+            device = spec.device if spec.device != "auto" else ("cuda" if gpus or spec.gpus > 1 else "cpu")
             on_gpu = device.startswith("cuda")
             # A cluster that grows on demand brings its first GPU when a number of workers asks for one.
             if on_gpu and not gpus and (most is None or connection.alone):
-                raise UserError(
-                    "device cuda: the Ray cluster has no GPU; add GPU nodes, give --workers MIN..MAX where it grows on "
-                    "demand, or use --device cpu"
-                )
+                raise UserError(lacking_gpus(found, spec.gpus))
             self._on_gpu = on_gpu
-            self._room = room_for_workers(found, memory, threads=spec.threads, on_gpu=on_gpu, workers=most)
+            self._room = room_for_workers(
+                found, memory, threads=spec.threads, on_gpu=on_gpu, workers=most, gpus=spec.gpus
+            )
             self._note_room(self._room, most)
             self.spec = replace(spec, device=device)
             if self._room.spared:
@@ -127,7 +126,7 @@ class ActorPool(Pool):
             self._allow_mixed = allow_mixed
             options: dict[str, Any] = {
                 "num_cpus": spec.threads if not on_gpu else 1,
-                "num_gpus": 1 if on_gpu else 0,
+                "num_gpus": spec.gpus if on_gpu else 0,
                 "max_restarts": -1,
                 "max_task_retries": 0,
             }
@@ -185,10 +184,12 @@ class ActorPool(Pool):
     def _note_missing(self, found: Sequence[Node]) -> None:
         """Says what is there when it does not do, before the wait for more."""
         if self._room.fitting < self._least:
+            on_one = f" (at most {max_gpus(found):g} on one)" if self.spec.gpus > 1 else ""
+            memory = sum(node.memory for node in found)
             self._note(
                 f"room for {self._room.fitting} workers, and {self._least} are needed to begin: each asks for "
                 f"{self._asked}, and the cluster has {sum(node.cpus for node in found):g} cores, "
-                f"{sum(node.gpus for node in found):g} GPUs and {sum(node.memory for node in found) / 1e9:.1f} GB for "
+                f"{sum(node.gpus for node in found):g} GPUs{on_one} and {memory / 1e9:.1f} GB for "
                 f"workers on {len(found)} nodes; waiting {self._wait:.0f} s for more"
             )
 

@@ -1,6 +1,6 @@
 """How many workers the nodes have room for, and how much memory each may ask for. Pure logic: no Ray.
 
-Holds: `HostMemory`, `Node`, `Room`, `room_for_workers`, `usable_cores`, `share_of_time`.
+Holds: `HostMemory`, `Node`, `Room`, `room_for_workers`, `max_gpus`, `lacking_gpus`, `usable_cores`, `share_of_time`.
 """
 
 import contextlib
@@ -69,7 +69,7 @@ class Room:
 
 
 def room_for_workers(
-    nodes: Sequence[Node], memory: int, *, threads: int, on_gpu: bool, workers: int | None = None
+    nodes: Sequence[Node], memory: int, *, threads: int, on_gpu: bool, workers: int | None = None, gpus: int = 1
 ) -> Room:
     """How many workers, and of what size.
 
@@ -80,18 +80,19 @@ def room_for_workers(
         nodes: that are alive.
         memory: bytes that a worker would like, a `HostMemory` where it can do with less; 0 where it does not matter.
         threads: cores of a worker on CPUs.
-        on_gpu: each worker has a GPU.
+        on_gpu: each worker has a GPU, or several.
         workers: asked for; None for as many as fit, and at least one.
+        gpus: of a worker on GPUs; all on one node.
 
     Raises:
-        UserError: no node that has the cores or the GPU has the memory for one worker.
+        UserError: no node that has the cores or the GPUs has the memory for one worker.
     """
     most = min(memory, GPU_HOST_MEMORY) if on_gpu else int(memory)
     likes = memory if isinstance(memory, HostMemory) else HostMemory(memory)
     least = most if on_gpu else most - (likes.variants - likes.layer)
     # A node without place for any worker, such as a head that only directs, says nothing about what others hold.
-    able = [node for node in nodes if (node.gpus >= 1 if on_gpu else node.cpus >= threads)]
-    each = [int(node.gpus) if on_gpu else int(node.cpus // threads) for node in able]
+    able = [node for node in nodes if (node.gpus >= gpus if on_gpu else node.cpus >= threads)]
+    each = [int(node.gpus // gpus) if on_gpu else int(node.cpus // threads) for node in able]
     slots = sum(each)
 
     def fitting(size: int) -> int:
@@ -115,6 +116,25 @@ def room_for_workers(
         memory=low,
         spared=most - low,
         variants=likes.variants - (most - low),
+    )
+
+
+def max_gpus(nodes: Sequence[Node]) -> float:
+    """The most GPUs that a node has."""
+    return max((node.gpus for node in nodes), default=0)
+
+
+def lacking_gpus(nodes: Sequence[Node], gpus: int) -> str:
+    """What is there, and what is missing, where no node has the GPUs of a worker."""
+    if gpus == 1:
+        return (
+            "device cuda: the Ray cluster has no GPU; add GPU nodes, give --workers MIN..MAX where it grows on demand, "
+            "or use --device cpu"
+        )
+    return (
+        f"--gpus-per-worker {gpus}: the Ray cluster has {sum(node.gpus for node in nodes):g} GPUs on {len(nodes)} "
+        f"nodes, at most {max_gpus(nodes):g} on one, and a worker needs {gpus} on one; add such nodes, give --workers "
+        "MIN..MAX where it grows on demand, or lower it"
     )
 
 

@@ -339,7 +339,9 @@ class RayPool(ActorPool):
         """Where nobody gave a number, new nodes bring new workers."""
         # While nodes go, none may have the memory for a worker: that is no user's mistake now.
         with contextlib.suppress(UserError):
-            room = room_for_workers(nodes(), self._room.memory, threads=self.spec.threads, on_gpu=self._on_gpu)
+            room = room_for_workers(
+                nodes(), self._room.memory, threads=self.spec.threads, on_gpu=self._on_gpu, gpus=self.spec.gpus
+            )
             if room.fitting > len(self._actors):
                 self._note(f"{room.fitting - len(self._actors)} workers more: the cluster has grown")
                 self._create(room.fitting - len(self._actors))

@@ -1,14 +1,16 @@
 """One evaluator in some process: what it is made from, and what its bits depend on.
 
-Holds: `WorkerSpec`, `DeviceRecord`, `versions`, `cpu_name`, `Worker`. Knows no Ray: the driver's own process runs the
-same worker. Imports no torch and no transformers before a worker is built: they read the environment once, and what
-is forwarded has to be there by then.
+Holds: `WorkerSpec`, `DeviceRecord`, `versions`, `cpu_name`, `gpu_names`, `Worker`. Knows no Ray: the driver's own
+process runs the same worker. Imports no torch and no transformers before a worker is built: they read the environment
+once, and what is forwarded has to be there by then.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -63,6 +65,7 @@ class WorkerSpec:
         weights_digest: of the base weights, as the driver found them; a worker that loads others is refused. None where
             the driver did not look; the store's is compared in any case.
         threads: of torch, per worker.
+        gpus: that the blocks are spread over, where the device is "cuda".
         top_k: of the base model's tokens, how many a KL over top tokens looks at.
         work_bytes: limit of all beside the base model and ready weights.
         variant_bytes: limit of ready weights on the device.
@@ -83,6 +86,7 @@ class WorkerSpec:
     device: str = "auto"
     weights_digest: str | None = None
     threads: int = 1
+    gpus: int = 1
     top_k: int = TOP_K
     work_bytes: int = WORK_BYTES
     variant_bytes: int = VARIANT_BYTES
@@ -137,7 +141,7 @@ class Worker:
         import torch
 
         from evoray.evaluator import Evaluator
-        from evoray.model import ModelAdapter, checkpoint_facts, load_model, pick_device
+        from evoray.model import ModelAdapter, checkpoint_facts, load_model, pick_devices
         from evoray.store import VariantStore
 
         # The whole machine is shared by one-thread workers; more threads than cores are many times slower.
@@ -155,7 +159,8 @@ class Worker:
                 )
             if store is not None:
                 store.manifest.check_made_from(spec.model, facts.weights_digest)
-        device = pick_device(spec.device)
+        places = pick_devices(spec.device, spec.gpus)
+        device = places[0]
         model = load_model(
             spec.model,
             revision=spec.revision,
@@ -163,6 +168,7 @@ class Worker:
             device=str(device),
             attn_implementation=spec.attn_implementation,
             trust_remote_code=spec.trust_remote_code,
+            gpus=spec.gpus,
         )
         adapter = ModelAdapter(model, allow_partial=spec.allow_partial)
         adapter.check_droppable(spec.droppable)
@@ -177,7 +183,9 @@ class Worker:
         )
         self.notes = adapter.notes
         self.record = DeviceRecord(
-            device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+            device=gpu_names([torch.cuda.get_device_name(each) for each in places])
+            if device.type == "cuda"
+            else cpu_name(),
             capability=".".join(map(str, torch.cuda.get_device_capability(device)))
             if device.type == "cuda"
             else torch.backends.cpu.get_cpu_capability(),
@@ -201,6 +209,13 @@ class Worker:
         if method not in MEASUREMENTS:
             raise EvorayError(f"{method!r} is no measurement of a worker; known are {', '.join(sorted(MEASUREMENTS))}")
         return getattr(self.evaluator, method)(work, *arguments)
+
+
+def gpu_names(names: Sequence[str]) -> str:
+    """GPUs as a record has them: the name of one, or how many of which."""
+    if len(names) == 1:
+        return names[0]
+    return " + ".join(f"{count} x {name}" for name, count in Counter(names).items())
 
 
 def cpu_name() -> str:

@@ -1,4 +1,4 @@
-"""One device, one base model: genotypes x batches -> losses.
+"""One worker, one base model: genotypes x batches -> losses.
 
 `evaluator.py`: `Evaluator`: losses of candidates, and influences of a model's parts.
 `work.py`: `Work`: one batch, ready to run.

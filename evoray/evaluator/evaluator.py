@@ -56,7 +56,7 @@ class _Placed:
 
 
 class Evaluator:
-    """Measures candidates on batches with one model on one device.
+    """Measures candidates on batches with one model, on one device or spread over several GPUs.
 
     Candidates are walked in lexicographic order of their blocks, and each resumes from the state at the first block
     where it differs from the one before: a depth-first walk of the tree of their common prefixes.
@@ -177,7 +177,7 @@ class Evaluator:
             work = Work(work.ids, work.cuts, tuple(self.teach(work, fitness)), work.vocabulary_chunk)
 
         return self._within_memory(
-            lambda: peak_bytes(self.adapter.device, lambda: self._pass(self._place(work, fitness)))
+            lambda: peak_bytes(self.adapter.devices, lambda: self._pass(self._place(work, fitness)))
         )
 
     # One candidate
@@ -186,7 +186,7 @@ class Evaluator:
         return torch.from_numpy(np.array(work.ids, dtype=np.int64)).to(self.adapter.device)
 
     def _place(self, work: Work, fitness: Fitness) -> _Placed:
-        teacher = place(work.teacher, work.cuts, self.adapter.device) if fitness.needs_teacher else None
+        teacher = place(work.teacher, work.cuts, self.adapter.head_device) if fitness.needs_teacher else None
         return _Placed(work, fitness, self._ids(work), teacher)
 
     def _head(self, work: Work) -> LossHead:
@@ -221,7 +221,7 @@ class Evaluator:
         head = self._head(work)
         with torch.inference_mode():
             if teacher is None:
-                return head.cross_entropy(hidden_BTD, work.cuts, ids_BT)
+                return head.cross_entropy(hidden_BTD, work.cuts, ids_BT.to(hidden_BTD.device))
             if fitness is Fitness.kl:
                 return head.kl(hidden_BTD, work.cuts, teacher)
             if fitness is Fitness.kl_topk:
@@ -248,7 +248,7 @@ class Evaluator:
             if all(mine <= its for mine, its in zip(placed.shape, larger, strict=True)):
                 return size
         before = self.blocks_run
-        size = self._within_memory(lambda: peak_bytes(self.adapter.device, lambda: self._pass(placed)))
+        size = self._within_memory(lambda: peak_bytes(self.adapter.devices, lambda: self._pass(placed)))
         self.blocks_run = before
         self._rehearsed.append((placed.shape, size))
         return size
@@ -265,7 +265,7 @@ class Evaluator:
                     # Of a corrupt variant those are told who ask for it.
                     with contextlib.suppress(EvorayError):
                         peak = self._within_memory(
-                            partial(peak_bytes, self.adapter.device, partial(self.cache.decode, largest.name, level))
+                            partial(peak_bytes, self.adapter.devices, partial(self.cache.decode, largest.name, level))
                         )
                         self._making = max(self._making, peak - layers[largest.name].base.nbytes)
         return self._making
@@ -302,9 +302,9 @@ class Evaluator:
                 # The pass was too large, and what gave way is not to blame.
                 self.cache.restore()
                 self._most_stack = self.work_bytes
+                names = " and ".join(map(str, self.adapter.devices))
                 raise DeviceFullError(
-                    f"{self.adapter.device} has no room for a pass ({first}); lower --tokens-per-pass or "
-                    "--sequence-length"
+                    f"{names} has no room for a pass ({first}); lower --tokens-per-pass or --sequence-length"
                 )
             if self.adapter.device.type == "cuda":
                 torch.cuda.empty_cache()

@@ -45,7 +45,8 @@ class InfluenceWalk:
             for span, (before, behind) in enumerate(ends):
                 if behind == point:
                     for block, cut in enumerate(cuts_B):
-                        per_token_4N = influence(held[before][block, :cut], state_BTD[block, :cut])
+                        before_ND = held[before][block, :cut].to(state_BTD.device)
+                        per_token_4N = influence(before_ND, state_BTD[block, :cut])
                         found_S4B[span, :, block] = per_token_4N.sum(1).cpu().numpy()
             held[point] = state_BTD
             held = {old: state for old, state in held.items() if last_use.get(old, point) > point}

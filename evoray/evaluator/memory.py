@@ -4,7 +4,7 @@ Holds: `peak_bytes`.
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -48,23 +48,28 @@ def _storage(tensor: Tensor) -> torch.UntypedStorage:
     return tensor.untyped_storage()
 
 
-def peak_bytes(device: torch.device, call: Callable[[], object]) -> int:
+def peak_bytes(device: torch.device | Sequence[torch.device], call: Callable[[], object]) -> int:
     """The most bytes that a call holds on a device beside what is held before it.
 
-    On CUDA the allocator tells. Elsewhere the tensors that operations return are counted while they live; what an
-    operation holds inside itself alone is not seen.
+    On CUDA the allocator tells; of several devices the sum of their peaks, which need not come at the same moment.
+    Elsewhere the tensors that operations return are counted while they live; what an operation holds inside itself
+    alone is not seen.
 
     Args:
-        device: where the call computes.
+        device: where the call computes: one, or several of one kind.
         call: its result is held until the peak was read.
     """
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+    devices = [device] if isinstance(device, torch.device) else list(device)
+    if devices[0].type == "cuda":
+        before = 0
+        for each in devices:
+            torch.cuda.synchronize(each)
+            torch.cuda.reset_peak_memory_stats(each)
+            before += torch.cuda.memory_allocated(each)
         call()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
+        for each in devices:
+            torch.cuda.synchronize(each)
+        return sum(torch.cuda.max_memory_allocated(each) for each in devices) - before
     with _Accounts() as accounts:
         call()
     return accounts.peak

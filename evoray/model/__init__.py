@@ -3,7 +3,8 @@
 Everything is found by structure and checked by probes; there is no table of model names.
 
 What is in the room:
-- `load`: `load_model`, `load_config`, `load_tokenizer`, `settle_numerics`, `pick_device`.
+- `load`: `load_model`, `load_config`, `load_tokenizer`, `settle_numerics`, `pick_device`, `pick_devices`.
+- `spread`: which block goes to which GPU, where one is too small.
 - `checkpoint`: `resolve_checkpoint`: a model's folder, from a path, a model id or the embedded model.
 - `facts`: `checkpoint_facts`: shapes, sizes, dtype and digest of a checkpoint, without reading its weights;
   `model_folder`: whether a model was given as a folder, and which.
@@ -22,7 +23,7 @@ from evoray.model.adapter import ModelAdapter
 from evoray.model.checkpoint import Need, resolve_checkpoint
 from evoray.model.droppable import DropKind, Droppable, find_droppable
 from evoray.model.facts import Facts, LayerShape, checkpoint_facts, model_folder, weights_digest
-from evoray.model.load import load_config, load_model, load_tokenizer, pick_device, settle_numerics
+from evoray.model.load import load_config, load_model, load_tokenizer, pick_device, pick_devices, settle_numerics
 from evoray.model.quiet import quiet_transformers
 from evoray.model.slots import LoadSlots
 from evoray.model.structure import LayerRef, Structure, find_structure
@@ -45,6 +46,7 @@ __all__ = [
     "load_tokenizer",
     "model_folder",
     "pick_device",
+    "pick_devices",
     "quiet_transformers",
     "resolve_checkpoint",
     "settle_numerics",

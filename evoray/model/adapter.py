@@ -46,7 +46,10 @@ class ModelAdapter:
         n_blocks: Their number.
         hidden_size: Width D of the last hidden state.
         dtype: The dtype of the weights.
-        device: The device of the weights.
+        device: The device that token ids enter on: that of the first block's weights.
+        head_device: The device of the output embedding, where last hidden states are given out.
+        devices: All devices of the weights, in order of the blocks; one, unless the model is spread over several GPUs.
+            States at boundaries are where the block is that made them, and are brought to where they are needed.
         layers: Layers by name, in order of the blocks, then of definition inside the block.
         droppable: Sublayers and blocks that a pass may do without, by name: all sublayers in order of the blocks, then
             all blocks. Bytes count in the model's dtype. `check_droppable` says for which it means anything.
@@ -84,6 +87,7 @@ class ModelAdapter:
         first = next(iter(self.layers.values())).base
         self.dtype: torch.dtype = first.dtype
         self.device: torch.device = first.device
+        self.devices: tuple[torch.device, ...] = tuple(dict.fromkeys(ref.base.device for ref in self.layers.values()))
         notes = [note for note in [check_reach(model, structure, allow_partial)] if note]
 
         self._weights = {name: _weight(ref.module) for name, ref in self.layers.items()}
@@ -100,6 +104,9 @@ class ModelAdapter:
                 self._output_type = type(output)
                 self._output_length = len(output)
                 last_BTD = _last_hidden(output)
+                self.head_device: torch.device = _output_device(model, last_BTD)
+                self.devices = tuple(dict.fromkeys((*self.devices, self.head_device)))
+                last_BTD = last_BTD.to(self.head_device)
                 self.hidden_size = int(last_BTD.shape[-1])
                 self._last_dtype = self._dtype_for_head(last_BTD)
                 self.boundaries: frozenset[int] = frozenset(range(self.n_blocks + 1))
@@ -241,7 +248,7 @@ class ModelAdapter:
         final norm. States at boundaries are what the model hands from block to block, mostly [B, T, D].
 
         Args:
-            ids_BT: Token ids, int64 [B, T] on the model's device. Needed from any start on, for masks and positions.
+            ids_BT: Token ids, int64 [B, T] on `device`. Needed from any start on, for masks and positions.
             start: First block to run; n_blocks runs the final norm only.
             hidden_BTD: The state entering block `start`; needed if `start` > 0. Not changed.
             stop: Boundary whose state is wanted; None: run to the end, the final norm included.
@@ -249,7 +256,8 @@ class ModelAdapter:
             kept: Where they are put, by boundary.
 
         Returns:
-            The state at boundary `stop`, or the last hidden state [B, T, D] in the dtype that enters the head.
+            The state at boundary `stop`, or the last hidden state [B, T, D] in the dtype that enters the head, on
+            `head_device`.
 
         Raises:
             EvorayError: `start` is a boundary at which this model can't be resumed, or the arguments don't fit
@@ -270,7 +278,7 @@ class ModelAdapter:
         set_route(self._gates, route)
         try:
             with torch.no_grad():
-                return _last_hidden(self._decode(ids_BT)).to(self._last_dtype)
+                return _last_hidden(self._decode(ids_BT)).to(self.head_device, self._last_dtype)
         except Stopped as stopped:
             return stopped.state
         finally:
@@ -411,6 +419,12 @@ def _last_hidden(output: Any) -> Tensor:
     if not isinstance(state, Tensor):
         raise UserError(f"the decoder returned {type(output).__name__} without a last hidden state")
     return state
+
+
+def _output_device(model: PreTrainedModel, last_BTD: Tensor) -> torch.device:
+    output = model.get_output_embeddings()
+    weight = next(output.parameters(), None) if isinstance(output, nn.Module) else None
+    return last_BTD.device if weight is None else weight.device
 
 
 def _weight(module: nn.Module) -> Tensor:

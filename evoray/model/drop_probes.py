@@ -78,7 +78,7 @@ class _Probe:
         with self._dropped(self.sublayers):
             leaving = self._tried(lambda: self._run(self.index + 1), self.sublayers[0] if self.sublayers else "")
         # Some blocks (mamba's) widen what enters; the values are the same.
-        if leaving.shape != entering.shape or not torch.equal(leaving, entering.to(leaving.dtype)):
+        if leaving.shape != entering.shape or not torch.equal(leaving, entering.to(leaving)):
             raise self._refusal(
                 "sublayers",
                 f"without them block {self.index} does not return its input, as where a normalisation stands behind "

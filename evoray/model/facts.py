@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 
 from evoray.embedded import EMBEDDED
 from evoray.errors import UserError
 from evoray.model.checkpoint import Need, checkpoint_dtype, read_header, resolve_checkpoint, weight_files
 from evoray.model.droppable import Droppable, find_droppable
-from evoray.model.load import load_config, refusal
-from evoray.model.quiet import quiet_transformers
+from evoray.model.load import load_config, skeleton_of
 from evoray.model.structure import check_reach, find_structure
 
 # 64 pages a file: another training run differs nearly everywhere, so a few would do; 256 KiB a file cost nothing.
@@ -118,14 +117,7 @@ def checkpoint_facts(
     """
     folder = resolve_checkpoint(model, revision, Need.weights)
     config = load_config(model, revision, trust_remote_code)
-    # Copied: building a model writes into its configuration.
-    try:
-        with quiet_transformers(), torch.device("meta"):
-            skeleton = AutoModelForCausalLM.from_config(
-                type(config).from_dict(config.to_dict()), trust_remote_code=trust_remote_code
-            )
-    except (ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError) as error:
-        raise refusal(model, error) from error
+    skeleton = skeleton_of(model, config, trust_remote_code)
     structure = find_structure(skeleton)
     note = check_reach(skeleton, structure, allow_partial)
     dtype = checkpoint_dtype(folder, config)

@@ -4,7 +4,8 @@ Holds:
 - `load_model`: the base model, in evaluation mode, straight to its device.
 - `load_config`, `load_tokenizer`.
 - `settle_numerics`: the process's switches that decide bits.
-- `pick_device`: "auto" made definite, with a check that the device is there.
+- `pick_device`: "auto" made definite, with a check that the device is there. `pick_devices`: the same for several.
+- `skeleton_of`: a model without weights.
 - `refusal`: transformers' complaint about a model as one line.
 """
 
@@ -22,6 +23,7 @@ from evoray.errors import EvorayError, UserError
 from evoray.model.checkpoint import Need, checkpoint_dtype, resolve_checkpoint
 from evoray.model.quiet import quiet_transformers
 from evoray.model.slots import DEFAULT_SLOTS, LoadSlots
+from evoray.model.spread import device_map, free_output
 
 AUTO = "auto"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -36,6 +38,7 @@ def load_model(
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     load_slots: int = DEFAULT_SLOTS,
+    gpus: int = 1,
 ) -> PreTrainedModel:
     """Load a base model for evaluation.
 
@@ -51,6 +54,7 @@ def load_model(
         attn_implementation: transformers' name of the attention code; None for its own choice.
         trust_remote_code: Let the checkpoint's own Python run.
         load_slots: Models that may load at once on this node; others wait.
+        gpus: CUDA devices that its blocks are spread over, the first ones of this process.
 
     Returns:
         The model in evaluation mode, without gradients.
@@ -59,7 +63,8 @@ def load_model(
         UserError: The model, dtype, device or attention implementation is not to be had.
         EvorayError: The device has too little memory.
     """
-    place = pick_device(device)
+    places = pick_devices(device, gpus)
+    place = places[0]
     if dtype != AUTO and dtype not in DTYPES:
         raise UserError(f"dtype {dtype}: not one of {', '.join([AUTO, *DTYPES])}; choose one of them")
     folder = resolve_checkpoint(model, revision, Need.weights)
@@ -74,13 +79,19 @@ def load_model(
         arguments["attn_implementation"] = attn_implementation
     if place.type != "cpu":
         arguments["device_map"] = {"": place}
+    if gpus > 1:
+        memory = [torch.cuda.get_device_properties(each).total_memory for each in places]
+        skeleton = skeleton_of(model, config, trust_remote_code)
+        arguments["device_map"] = {
+            path: places[gpu] for path, gpu in device_map(skeleton, kind.itemsize, memory).items()
+        }
     try:
         with LoadSlots(load_slots), quiet_transformers():
             answer: Any = AutoModelForCausalLM.from_pretrained(folder, **arguments)
     except torch.OutOfMemoryError:
         raise EvorayError(
-            f"model {model}: {place} has too little free memory for it in {kind}; "
-            "choose another --dtype, free the device, or take a larger one"
+            f"model {model}: {' and '.join(map(str, places))} has too little free memory for it in {kind}; "
+            "choose another --dtype, free the device, take a larger one, or several by --gpus-per-worker"
         ) from None
     # Loaders raise their own kinds of exceptions (safetensors, pickle, remote code); all mean this checkpoint.
     except Exception as error:
@@ -95,9 +106,33 @@ def load_model(
             f"model {model}: its checkpoint lacks {len(missing)} of the weights that {type(loaded).__name__} needs, "
             f"{missing[0]} first; choose a complete causal language model"
         )
+    if gpus > 1:
+        free_output(loaded)
     loaded.eval()
     loaded.requires_grad_(False)
     return loaded
+
+
+def skeleton_of(model: str, config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A model of this configuration on the meta device: all its modules and shapes, and no weights.
+
+    Args:
+        model: As it was named.
+        config: Its configuration.
+        trust_remote_code: Let the checkpoint's own Python run.
+
+    Raises:
+        UserError: transformers can't build it.
+    """
+    try:
+        # Copied: building a model writes into its configuration.
+        with quiet_transformers(), torch.device("meta"):
+            skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(
+                type(config).from_dict(config.to_dict()), trust_remote_code=trust_remote_code
+            )
+    except (ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError) as error:
+        raise refusal(model, error) from error
+    return skeleton
 
 
 def load_config(model: str, revision: str | None = None, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -180,6 +215,26 @@ def pick_device(device: str) -> torch.device:
     if index >= count:
         raise UserError(f"device {device}: torch sees {count} CUDA devices here; choose cpu or a lower number")
     return torch.device("cuda", index)
+
+
+def pick_devices(device: str, gpus: int) -> list[torch.device]:
+    """The devices that a model is on: the one picked, or for several GPUs the first ones of this process.
+
+    Args:
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        gpus: How many.
+
+    Raises:
+        UserError: No such devices here.
+    """
+    if gpus == 1:
+        return [pick_device(device)]
+    if device not in (AUTO, "cuda"):
+        raise UserError(f"--gpus-per-worker {gpus} with device {device}: blocks are spread over GPUs alone; use cuda")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count < gpus:
+        raise UserError(f"--gpus-per-worker {gpus}: torch sees {count} CUDA devices here; lower it, or use other nodes")
+    return [torch.device("cuda", index) for index in range(gpus)]
 
 
 def refusal(

@@ -47,6 +47,7 @@ def worker_spec(
         device=settings.device.value,
         weights_digest=facts.weights_digest,
         threads=settings.threads_per_worker,
+        gpus=settings.gpus_per_worker,
         top_k=settings.top_k if isinstance(settings, ChoiceSettings) else TOP_K,
         droppable=droppable,
         work_bytes=settings.work_memory,

@@ -5,9 +5,9 @@ Holds: `Settings`, `ModelSettings`, `TextSettings`, `WorkSettings`, `flag`, the 
 
 import os
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from evoray.credentials import refuse_credentials
 from evoray.errors import UserError
@@ -177,6 +177,12 @@ class WorkSettings(Settings):
     threads_per_worker: int = Field(
         1, ge=1, le=4096, description="Threads of torch in each worker; part of a run's bits."
     )
+    gpus_per_worker: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="GPUs of one node that each worker spreads the model's blocks over, where one is too small for it.",
+    )
     address: str | None = Field(None, description="Address of a running Ray cluster. Default: a local one.")
     wait: float = Field(600, ge=0, description="Seconds to wait for a worker to be placed; loading is not counted.")
     hung_after: float = Field(
@@ -214,3 +220,13 @@ class WorkSettings(Settings):
         description="Disk of each node for files of a remote store; the least recently used make room. "
         "Default: half of what is free.",
     )
+
+    @model_validator(mode="after")
+    def _gpus_to_spread_over(self) -> Self:
+        # The device is the model's settings'.
+        if self.gpus_per_worker > 1 and getattr(self, "device", None) is Device.cpu:
+            raise ValueError(
+                f"--gpus-per-worker {self.gpus_per_worker} spreads a model over GPUs, and --device cpu uses none; "
+                "leave out one of them"
+            )
+        return self

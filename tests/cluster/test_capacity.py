@@ -12,6 +12,8 @@ from evoray.cluster.capacity import (
     GPU_HOST_MEMORY,
     HostMemory,
     Node,
+    lacking_gpus,
+    max_gpus,
     room_for_workers,
     share_of_time,
     usable_cores,
@@ -54,6 +56,37 @@ def test_gpus_count_and_ask_for_little_of_the_host() -> None:
     nodes = [Node(32, 4, 20 * GB), Node(32, 2, 200 * GB), Node(64, 0, 500 * GB)]
     room = room_for_workers(nodes, HostMemory(90 * GB, 4 * GB, GB), threads=1, on_gpu=True)
     assert (room.workers, room.slots, room.memory, room.spared) == (4, 6, GPU_HOST_MEMORY, 0)
+
+
+def test_a_worker_of_several_gpus_needs_them_on_one_node() -> None:
+    nodes = [Node(32, 1, 200 * GB)] * 6 + [Node(32, 2, 200 * GB), Node(32, 5, 200 * GB), Node(64, 0, 500 * GB)]
+    for gpus, slots in ((1, 13), (2, 3), (3, 1), (5, 1), (6, 0)):
+        room = room_for_workers(nodes, 0, threads=1, on_gpu=True, gpus=gpus)
+        assert (room.slots, room.fitting, room.workers) == (slots, slots, max(1, slots))
+    # Those that were asked for wait for such nodes.
+    room = room_for_workers(nodes[:6], 0, threads=1, on_gpu=True, workers=4, gpus=2)
+    assert (room.workers, room.fitting) == (4, 0)
+
+
+def test_what_is_there_and_what_is_missing_for_workers_of_several_gpus() -> None:
+    nodes = [Node(32, 1, GB)] * 4
+    assert lacking_gpus(nodes, 2).startswith(
+        "--gpus-per-worker 2: the Ray cluster has 4 GPUs on 4 nodes, at most 1 on one, and a worker needs 2 on one; "
+    )
+    assert lacking_gpus([Node(8, 0, GB)], 1).startswith("device cuda: the Ray cluster has no GPU; ")
+    assert max_gpus([]) == 0
+
+
+@given(st.lists(st.integers(0, 9), max_size=6), st.integers(1, 4), st.integers(0, 3))
+def test_gpus_of_different_nodes_make_no_worker(counts: list[int], gpus: int, memory: int) -> None:
+    """Against taking a node's GPUs one worker after the other."""
+    nodes = [Node(8, count, 5) for count in counts]
+    taken = 0
+    for count in counts:
+        left, room = count, 5
+        while left >= gpus and room >= memory:
+            left, room, taken = left - gpus, room - memory, taken + 1
+    assert room_for_workers(nodes, memory, threads=1, on_gpu=True, gpus=gpus).fitting == taken
 
 
 def test_a_worker_larger_than_every_node_is_a_users_error() -> None:

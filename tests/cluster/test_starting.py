@@ -14,7 +14,9 @@ from searches import Material
 
 from evoray.cluster import LocalPool, WorkerSpec
 from evoray.cluster.actor import WorkerActor, breaks_device
+from evoray.cluster.capacity import Node
 from evoray.cluster.ray_pool import RayPool
+from evoray.cluster.worker import gpu_names
 from evoray.errors import EvorayError, UserError
 from evoray.evaluator import Work
 from evoray.fitness import Fitness
@@ -250,6 +252,32 @@ def test_workers_on_gpus_wait_for_the_first_gpu_of_a_cluster_only_when_they_are_
         RayPool(spec)
     with pytest.raises(EvorayError, match=r"^no worker for 0 s: each asks for \{'num_cpus': 1, 'num_gpus': 1\}"):
         RayPool(spec, workers=1, wait=0.0)
+
+
+def test_workers_of_several_gpus_are_told_what_is_there_and_what_is_missing(
+    ray_here: None, material: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes of one GPU each; nobody starts a process on them."""
+    notes: list[str] = []
+    spec = replace(material.spec, device="auto", gpus=2)
+    monkeypatch.setattr("evoray.cluster.actors.nodes", lambda: [Node(8, 1, 10**10)] * 3)
+    with pytest.raises(
+        UserError, match=r"^--gpus-per-worker 2: the Ray cluster has 3 GPUs on 3 nodes, at most 1 on one"
+    ):
+        RayPool(spec)
+    with pytest.raises(EvorayError, match=r"^no worker for 0 s: each asks for \{'num_cpus': 1, 'num_gpus': 2\}"):
+        RayPool(spec, workers="1..4", wait=0.0, note=notes.append)
+    (note,) = notes
+    assert note.startswith(
+        "room for 0 workers, and 1 are needed to begin: each asks for {'num_cpus': 1, 'num_gpus': 2}, and the cluster "
+        "has 24 cores, 3 GPUs (at most 1 on one) and 30.0 GB for workers on 3 nodes; waiting 0 s for more"
+    )
+
+
+def test_gpus_as_a_record_names_them() -> None:
+    assert gpu_names(["H100"]) == "H100"
+    assert gpu_names(["H100", "H100"]) == "2 x H100"
+    assert gpu_names(["H100", "A100", "H100"]) == "2 x H100 + 1 x A100"
 
 
 # Stores of other models

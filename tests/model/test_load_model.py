@@ -268,3 +268,11 @@ def test_what_the_hub_says_is_one_line(kind: type[Exception], message: str, monk
         load_model("someone/thing")
     assert "\n" not in str(caught.value)
     assert [request["local_files_only"] for request in requests] == [True, False]
+
+
+def test_several_gpus_are_wanted_where_there_are_none() -> None:
+    with pytest.raises(UserError, match=r"^--gpus-per-worker 2 with device cpu: blocks are spread over GPUs alone"):
+        load_model("embedded", device="cpu", gpus=2)
+    if torch.cuda.device_count() < 9:
+        with pytest.raises(UserError, match=r"^--gpus-per-worker 9: torch sees \d CUDA devices here"):
+            load_model("embedded", device="auto", gpus=9)
