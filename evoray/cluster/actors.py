@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from evoray.cluster.actor import WorkerActor
 from evoray.cluster.capacity import Node, Room, lacking_gpus, max_gpus, room_for_workers
@@ -53,7 +53,7 @@ class Actor:
     It is asked first whether it lives (`hello`), which tells that it has a place, then to build its worker, which may
     take long. `starting` is the call of these that is on its way, `since` that time; `again_at` is when to ask once
     more after one that failed. `ending` is one that hung and is being killed; `hangs` counts the starts that did, since
-    the last that did not.
+    the last that did not; `absent` the times it was asked while Ray had no process for it.
     """
 
     index: int
@@ -68,6 +68,7 @@ class Actor:
     pid: int | None = None
     failures: int = 0
     hangs: int = 0
+    absent: int = 0
     ending: bool = False
 
 
@@ -280,7 +281,7 @@ class ActorPool(Pool):
             return
         if not actor.placed:
             actor.node, actor.pid = result
-            actor.placed = True
+            actor.placed, actor.absent = True, 0
             return
         record, notes = result
         if not hasattr(self, "record"):
@@ -294,6 +295,12 @@ class ActorPool(Pool):
 
     def _failed_start(self, actor: Actor, error: RayError) -> None:
         """An actor died, or could not build its worker: it begins anew after a pause, unless that can't help."""
+        if isinstance(error, ActorUnavailableError) and not actor.placed:
+            # Ray has yet to start it again, maybe on a node that has yet to come: no failure of its own, and
+            # `_check_wait` limits the wait. On a busy machine a process alone takes a minute.
+            actor.absent = min(TRIES, actor.absent + 1)
+            actor.again_at = time.monotonic() + PAUSE * actor.absent
+            return
         actor.placed, actor.ending = False, False
         actor.failures += 1
         others = any(

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from ray.exceptions import ActorUnavailableError
 from searches import Material
 
 from evoray.cluster import LocalPool, WorkerSpec
 from evoray.cluster.actor import WorkerActor, breaks_device
+from evoray.cluster.actors import PAUSE, TRIES, Actor
 from evoray.cluster.capacity import Node
+from evoray.cluster.logs import WorkerLogs
 from evoray.cluster.ray_pool import RayPool
 from evoray.cluster.worker import gpu_names
 from evoray.errors import EvorayError, UserError
@@ -121,6 +125,24 @@ class OccupiedTwice(_Marks):
             raise EvorayError("the device is occupied")
         self._first(f"ready-{os.getpid()}")
         return super().prepare(spec)
+
+
+def test_an_actor_that_ray_has_yet_to_start_again_is_waited_for_and_one_that_dies_is_not() -> None:
+    pool = RayPool.__new__(RayPool)
+    actor = Actor(0, None)
+    pool._actors, pool._logs, pool.spec = [actor], WorkerLogs(None), WorkerSpec(model="m")
+    absent = ActorUnavailableError("The actor is restarting.", None)
+    for _ in range(3 * TRIES):
+        pool._failed_start(actor, absent)
+    assert (actor.failures, actor.placed) == (0, False)
+    assert actor.again_at <= time.monotonic() + PAUSE * TRIES
+    for failures in range(1, TRIES):
+        actor.placed = True
+        pool._failed_start(actor, absent)
+        assert actor.failures == failures
+    actor.placed = True
+    with pytest.raises(EvorayError, match=r"^workers die while they load m: "):
+        pool._failed_start(actor, absent)
 
 
 class AlwaysOccupied(WorkerActor):
