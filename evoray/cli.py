@@ -227,7 +227,7 @@ def _verb(kind: type[Settings], name: str, example: str) -> Callable[..., None]:
         ]
         # What a verb has of its own stands first in its help.
         for field in sorted(kind.model_fields, key=lambda field: field not in vars(kind).get("__annotations__", {})):
-            parsed = bool if kind.model_fields[field].annotation is bool else str
+            parsed = bool if kind.model_fields[field].annotation in (bool, bool | None) else str
             parameters.append(parameter(field, parsed | None, option_of(kind, field)))
 
         def command(**given: Any) -> None:

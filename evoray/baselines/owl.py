@@ -1,6 +1,6 @@
 """Layers compressed by how many outliers their block has: OWL (arXiv 2310.05175).
 
-Holds: `owl`, `LAMBDAS`.
+Holds: `owl`, `owl_choices`, `LAMBDAS`.
 
 Legend: G genes, K blocks.
 """
@@ -17,13 +17,22 @@ LAMBDAS = (0.02, 0.05, 0.08, 0.1, 0.15, 0.2)
 
 
 def owl(problem: Problem) -> Genotype:
-    """Blocks with more outliers keep more; the best over lambda and M.
+    """Blocks with more outliers keep more; the best over lambda and M, all measured once.
+
+    Raises:
+        UserError: see `owl_choices`.
+    """
+    found = owl_choices(problem)
+    return found[int(np.argmin(problem.losses(found)))]
+
+
+def owl_choices(problem: Problem) -> list[Genotype]:
+    """What OWL may choose, before anything is measured: distinct genotypes, of every lambda and every M of the store.
 
     The outlier ratio of a block is the mean over its layers. Ratios are scaled to 0 to 2 lambda over all blocks and
     centred; that is by how much a block's share of the dense cost is above the target's. A sparsity's dense cost is a
     layer's number of weights; of other measures that of its dearest level. Each gene takes the level nearest the cost
-    it wants; then those furthest from what they want move until the limit is kept and used. Of every lambda and every M
-    of the store a genotype is made, and the distinct ones are measured once.
+    it wants; then those furthest from what they want move until the limit is kept and used.
 
     Raises:
         UserError: no outlier ratios, not of all layers, or something to drop.
@@ -39,8 +48,7 @@ def owl(problem: Problem) -> Genotype:
             above_K = 2 * most * (scaled_K - scaled_K.mean())
             above = dict(zip(ratio_of, above_K.tolist(), strict=True))
             made[_nearest(problem, np.array([above[gene.block] for gene in problem.space.genes]))] = None
-    found = list(made)
-    return found[int(np.argmin(problem.losses(found)))]
+    return list(made)
 
 
 def _block_ratios(problem: Problem) -> dict[str, dict[int, float]]:

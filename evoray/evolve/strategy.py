@@ -58,6 +58,9 @@ class OnePlusLambda:
     Generation 0 then always races: the start, if there is one, among random legal genotypes, of whom the best go on.
     There are fewer than asked where a space has hardly more.
 
+    Guesses join the first race, whatever it is for: they take places of its random genotypes or offspring, a quarter of
+    them at most, evenly out of all guesses where there are more.
+
     It holds no generator: what a generation draws depends only on seed, generation and the parents, so asking again
     gives the same offspring. Offspring are distinct and none is a parent.
 
@@ -75,6 +78,7 @@ class OnePlusLambda:
         initial_tokens: on how many tokens the race for the start is; by default those of the first rung.
         proposals: makes the offspring; by default mutants, as in the paper.
         patience: generations in a row without a new best parent after which to stop; None to go on.
+        guesses: genotypes that something cheap holds for good; those that are not legal are left out.
 
     Raises:
         UserError: counts below their least, or a start that is not legal.
@@ -96,6 +100,7 @@ class OnePlusLambda:
         initial_tokens: int | None = None,
         proposals: Proposals | None = None,
         patience: int | None = None,
+        guesses: Sequence[Genotype] = (),
     ) -> None:
         if offspring < 1 or generations < 0 or initial_candidates < 1 or seed < 0:
             raise UserError(
@@ -134,6 +139,9 @@ class OnePlusLambda:
             self._population = (self._start,)
         self._fitness: float | None = None
         self._generation = 1 if self._population else 0
+        self._first = self._generation
+        legal = [guess for guess in dict.fromkeys(guesses) if space.is_legal(guess) and guess not in self._population]
+        self._guesses = _evenly(legal, (offspring if self._first else initial_candidates) // 4)
         self._drawn: tuple[Genotype, ...] | None = None
 
     @property
@@ -236,16 +244,23 @@ class OnePlusLambda:
 
     def _candidates(self) -> tuple[Genotype, ...]:
         drawn = initial(self._space, self._initial_candidates, rng(self._seed, 0, Purpose.START))
-        if self._start is None:
-            return drawn
-        return tuple(dict.fromkeys((self._start, *drawn)))[: self._initial_candidates]
+        start = () if self._start is None else (self._start,)
+        return tuple(dict.fromkeys((*start, *self._guesses, *drawn)))[: self._initial_candidates]
 
     def _offspring(self) -> tuple[Genotype, ...]:
         """Drawn when first needed: telling a long journal draws nothing."""
         if self._drawn is None:
             draws = rng(self._seed, self._generation, Purpose.OFFSPRING)
-            self._drawn = self._proposals.offspring(self._population, self._count, draws)
+            drawn = self._proposals.offspring(self._population, self._count, draws)
+            guesses = self._guesses if self._generation == self._first else ()
+            self._drawn = tuple(dict.fromkeys((*guesses, *drawn)))[: self._count]
         return self._drawn
+
+
+def _evenly(genotypes: Sequence[Genotype], most: int) -> tuple[Genotype, ...]:
+    """So many of them, in order, with gaps of equal size between."""
+    count = min(len(genotypes), most)
+    return tuple(genotypes[number * len(genotypes) // count] for number in range(count))
 
 
 def _plain(genotype: Sequence[int]) -> Genotype:

@@ -34,7 +34,7 @@ from evoray.evolve import (
 from evoray.run.ground import Ground, plan_ground
 from evoray.run.loggers import check_loggers
 from evoray.run.named import as_blocks, configuration_of, resolve_sites
-from evoray.run.problem import choose_unmeasured
+from evoray.run.problem import choose_unmeasured, guesses
 from evoray.settings import MutationRule, Preset, ProposalRule, RacePolicy, SearchSettings
 from evoray.space import Genotype, Space
 from evoray.store import Location
@@ -52,6 +52,7 @@ _DECIDING = (
     "population",
     "initial_candidates",
     "initial_tokens",
+    "guesses",
     "mutation",
     "switches",
     "race",
@@ -71,6 +72,7 @@ class SearchPlan:
         rungs: of each generation.
         start: where it begins; None for the usual start, and while a baseline has to find it.
         init: name of the baseline that finds the start, or None.
+        guesses: that race in the first generation.
     """
 
     settings: SearchSettings
@@ -78,6 +80,7 @@ class SearchPlan:
     rungs: tuple[Rung, ...]
     start: Genotype | None
     init: str | None
+    guesses: tuple[Genotype, ...]
 
     def strategy(self, start: Genotype | None, lessons: Lessons | None = None) -> OnePlusLambda:
         """The search, before its first generation.
@@ -104,6 +107,7 @@ class SearchPlan:
             start=start,
             population=settings.population,
             initial_tokens=settings.initial_tokens,
+            guesses=self.guesses,
         )
 
     @property
@@ -193,7 +197,9 @@ def plan_search(settings: SearchSettings, stage: Callable[[str], object] = lambd
     start = _start(settings, ground) if settings.init is not None and init is None else None
     if init is not None:
         choose_unmeasured(init, ground, settings)
-    return SearchPlan(settings, ground, steps, start, init)
+    if settings.guesses is None:
+        settings = settings.model_copy(update={"guesses": settings.proposals is ProposalRule.learned})
+    return SearchPlan(settings, ground, steps, start, init, guesses(ground, settings) if settings.guesses else ())
 
 
 def _generations(settings: SearchSettings, ground: Ground) -> int:

@@ -1,6 +1,6 @@
 """Baselines on real losses: what they ask for is measured by a pool.
 
-Holds: `find_by_baseline`, `choose_unmeasured`, `least_errors`, `Found`.
+Holds: `find_by_baseline`, `choose_unmeasured`, `least_errors`, `guesses`, `Found`.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evoray.baselines import Baseline, Problem, find_baseline
+from evoray.baselines.owl import owl_choices
 from evoray.baselines.problem import Influencer, Measurer
 from evoray.cluster import Pool
 from evoray.errors import UserError
@@ -120,6 +121,10 @@ class _MeasuresError(Exception):
     """A baseline came so far that it would measure."""
 
 
+def _measures(*_: object) -> NDArray[np.float64]:
+    raise _MeasuresError
+
+
 def choose_unmeasured(
     name: str, ground: Ground, settings: ChoiceSettings, *, candidates: int | None = None
 ) -> Genotype | None:
@@ -137,12 +142,8 @@ def choose_unmeasured(
     Raises:
         UserError: it does not apply to this space.
     """
-
-    def measures(*_: object) -> NDArray[np.float64]:
-        raise _MeasuresError
-
     with contextlib.suppress(_MeasuresError):
-        return find_baseline(name)(_problem(name, ground, settings, candidates, measures, measures))
+        return find_baseline(name)(_problem(name, ground, settings, candidates, _measures, _measures))
     return None
 
 
@@ -151,6 +152,18 @@ def least_errors(ground: Ground, settings: ChoiceSettings) -> Genotype | None:
     with contextlib.suppress(UserError):
         return choose_unmeasured("dp", ground, settings)
     return None
+
+
+def guesses(ground: Ground, settings: ChoiceSettings) -> tuple[Genotype, ...]:
+    """What a search may begin with at no cost: what OWL may choose, and the least sum of layer errors.
+
+    None where neither applies: something is dropped, or the store lacks outlier ratios and layer errors.
+    """
+    found = list[Genotype]()
+    with contextlib.suppress(UserError):
+        found += owl_choices(_problem("owl", ground, settings, None, _measures, _measures))
+    least = least_errors(ground, settings)
+    return tuple(found if least is None else [least, *found])
 
 
 def _problem(

@@ -135,6 +135,11 @@ class SearchSettings(ChoiceSettings):
     init: str | None = Field(
         None, description="Start from a configuration (a file, or a run's best.json), or from a baseline, such as dp."
     )
+    guesses: bool | None = Field(
+        None,
+        description="Let the choices of OWL and of the least sum of layer errors, which no token is spent on, race in "
+        "the first generation. Default: with learned offspring.",
+    )
     mutation: MutationRule = Field(
         MutationRule.budget, description="Switches: any within the budget, or of equal cost steps."
     )

@@ -128,7 +128,7 @@ class Settings(BaseModel):
     @classmethod
     def _plain(cls, value: Any, info: ValidationInfo) -> Any:
         wanted = cls.model_fields[info.field_name or ""].annotation
-        if isinstance(value, bool) and wanted is not bool:
+        if isinstance(value, bool) and wanted not in (bool, bool | None):
             # Python counts True as 1; in a settings file it is a slip.
             raise ValueError("this is no switch; give a value")
         if isinstance(value, str):

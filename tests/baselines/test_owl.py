@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evoray.baselines import find_baseline
-from evoray.baselines.owl import LAMBDAS
+from evoray.baselines.owl import LAMBDAS, owl_choices
 from evoray.errors import UserError
 from evoray.space import Gene, Space
 
@@ -50,6 +50,7 @@ def test_of_all_lambdas_and_ms_the_best_is_taken_and_each_measured_once(made):
     problem = made.problem(space, measured, outliers=outliers)
     object.__setattr__(problem, "weights", dict.fromkeys(space.sites, SIZE))
     found = owl(problem)
+    assert owl_choices(problem) == list(measured.genotypes)
     assert len(measured.genotypes) == len(set(measured.genotypes)) == 2 * len(LAMBDAS)
     assert abs(found[2] - 61) == min(abs(each[2] - 61) for each in measured.genotypes)
     assert found[2] > 50

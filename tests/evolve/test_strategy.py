@@ -241,3 +241,38 @@ def test_populations_that_cannot_be_are_refused(space_of):
     for population in [(other, best), (best, best), (best, (2,) * 6), (best, other, (0,) * 6)]:
         with pytest.raises(ValueError, match="at most 2 legal"):
             make(space, **two).tell(Outcome(0, best, 1.0, population))
+
+
+def test_guesses_race_once_in_place_of_offspring_and_never_more_than_a_quarter(space_of):
+    space = space_of([[2, 3, 4]] * 8, 24, level="1")
+    parent = space.uniform()
+    guesses = [(2, 0, *([1] * 6)), (0, 2, *([1] * 6)), parent, (2,) * 8, (1, 1, 2, 0, *([1] * 4)), (2, 0, *([1] * 6))]
+    blind, strategy = make(space), make(space, guesses=guesses)
+    first = strategy.ask().ask().genotypes
+    # Of the three that are legal, distinct and no parent, a quarter of eight places take the first and the second.
+    assert first[:2] == (guesses[0], guesses[1])
+    assert len(first) == len(set(first)) == 8
+    assert set(first[2:]) <= set(blind.ask().ask().genotypes)
+    for each in (blind, strategy):
+        each.tell(Outcome(1, parent, 1.0))
+    assert strategy.ask().ask() == blind.ask().ask()
+
+
+def test_a_good_guess_wins_the_race_for_a_start_that_no_level_gives(space_of):
+    space = space_of([[2, 3, 4]] * 20, 50)
+    loss_of, best = table_of(space, 3), (2,) * 5 + (0,) * 15
+    assert space.is_legal(best)
+    told, asked = drive(make(space, guesses=[best]), lambda g: 0.0 if g == best else loss_of(g), generations=2)
+    assert len(asked[0][1].genotypes) == 32
+    assert [outcome.winner for outcome in told] == [best, best]
+    assert best not in asked[1][1].genotypes
+
+
+@given(st.integers(0, 40), st.integers(1, 16))
+def test_of_many_guesses_those_that_race_lie_evenly(space_of, count, offspring):
+    space = space_of([[1, 2]] * 60, 61, level="0")
+    guesses = [tuple(int(number == one) for number in range(60)) for one in range(count)]
+    raced = make(space, guesses=guesses, offspring=offspring, rungs=rungs([1], [8])).ask().ask().genotypes
+    taken = [guesses.index(each) for each in raced if each in guesses][: min(count, offspring // 4)]
+    assert len(taken) == min(count, offspring // 4)
+    assert len({after - before for before, after in pairwise(taken)}) <= 2

@@ -9,6 +9,7 @@ import pytest
 from searches import Material
 
 from evoray.run.plan import SearchPlan, plan_search
+from evoray.run.problem import choose_unmeasured
 from evoray.settings import MutationRule, ProposalRule, SearchSettings, load_settings
 
 BLOCKS = 8
@@ -76,6 +77,23 @@ def test_the_usual_proposals_learn_unless_there_are_too_many_steps_to_learn_of(
     monkeypatch.setattr("evoray.run.plan.MOST_STEPS", 2 * BLOCKS - 1)
     assert planned(tmp_path, **usual).settings.proposals is ProposalRule.mutation
     assert planned(tmp_path, **usual, proposals="learned").settings.proposals is ProposalRule.learned
+
+
+def test_what_costs_nothing_is_guessed_where_offspring_are_learned(deep: Material, tmp_path: Path) -> None:
+    usual = {"model": deep.model, "store": deep.store, "data": deep.text, "preset": None, "target_bits": 2.8}
+    small = {"tokens": (64, 128, 256), "search_tokens": 1024}
+    plan = planned(tmp_path, **usual, **small)
+    assert plan.settings.guesses
+    assert plan.guesses[0] == choose_unmeasured("dp", plan.ground, plan.settings)
+    assert len(set(plan.guesses)) > 2
+    assert all(map(plan.ground.space.is_legal, plan.guesses))
+    assert {*plan.strategy(None).ask().ask().genotypes} & {*plan.guesses}
+    for changes in ({"proposals": "mutation"}, {"guesses": False}):
+        without = planned(tmp_path, **usual, **small, **changes)
+        assert (without.settings.guesses, without.guesses) == (False, ())
+        assert without.identity != plan.identity
+    drops = {"model": "embedded", "drop_blocks": 2, "preset": None}
+    assert planned(tmp_path, **drops, **small).guesses == ()
 
 
 def test_a_sparsity_is_searched_as_in_the_paper(deep: Material, tmp_path: Path) -> None:
