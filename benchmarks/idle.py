@@ -1,16 +1,20 @@
 """How long workers are idle in a generation, with and without what is measured ahead of being asked for.
 
-python -m benchmarks.idle [--workers 4] [--schedule default|paper]
+python -m benchmarks.idle [--workers 4] [--schedules scaled default]
+python -m benchmarks.idle --runs RUN [RUN ...]          # of searches that real workers have made
 
 The real strategy, race and dispatcher on a synthetic loss; workers take the stated time per token, and the clock is
 only added to. Each race policy is run with and without what it may ask for next. Idle is the share of the workers' time
-in which they compute nothing. Of what was measured ahead, the share is told that was asked for afterwards.
+in which they compute nothing. Of what was measured ahead, the share is told that was asked for afterwards. Of a run,
+idle is the share of its generations' time in which a worker had no work in hand.
 """
 
 import argparse
 import heapq
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -29,7 +33,9 @@ from evoray.evolve import (
     Told,
     rungs,
 )
+from evoray.run.journal import Journal
 from evoray.space import Gene, Genotype, Space
+from evoray.store import Location
 
 GENES, BITS = 84, (2, 3, 4, 5, 6)
 BLOCK = 256
@@ -203,16 +209,45 @@ def searched(
         strategy.tell(strategy.outcome(race.result), told)
 
 
+def idle_of_runs(runs: Sequence[str]) -> str:
+    """A table of finished searches: their idle share as a whole, and over generations."""
+    lines = []
+    for run in runs:
+        rows = [row for row in Journal(Location.parse(run)).rows if row.generation and row.busy_seconds]
+        idle = [1 - sum(row.busy_seconds) / (len(row.busy_seconds) * row.seconds) for row in rows]
+        whole = sum(len(row.busy_seconds) * row.seconds for row in rows)
+        lines.append(
+            [
+                Path(run).name,
+                len(rows[0].busy_seconds),
+                len(rows),
+                f"{sum(row.tokens for row in rows):,}",
+                f"{1 - sum(sum(row.busy_seconds) for row in rows) / whole:.3f}",
+                f"{statistics.median(idle):.3f}",
+                f"{max(idle):.3f}",
+            ]
+        )
+    return table(["run", "workers", "generations", "candidate tokens", "idle", "median", "most"], lines)
+
+
 def main() -> None:
-    """Parses arguments, simulates, logs."""
+    """Parses arguments, simulates or reads, logs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=[4])
     parser.add_argument("--schedules", nargs="+", choices=list(SCHEDULES), default=list(SCHEDULES))
     parser.add_argument("--token-us", type=float, default=250.0, help="microseconds of a token through the model")
     parser.add_argument("--tokens-per-pass", type=int, default=2048)
     parser.add_argument("--generations", type=int, default=20)
+    parser.add_argument("--runs", nargs="+", default=[], help="run directories: tell of these instead")
     parser.add_argument("--no-log", action="store_true")
     given = parser.parse_args()
+    if given.runs:
+        text = idle_of_runs(given.runs)
+        if given.no_log:
+            print(text)
+        else:
+            append("idle workers in a generation, real ones", text)
+        return
     lines = []
     for schedule in given.schedules:
         for count in given.workers:
