@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import evoray
+from benchmarks.accepted import losses
 from benchmarks.log import append, table
 from benchmarks.paper import STORES
-from benchmarks.tokens_to_quality import ROWS, SCHEDULE, losses
+from benchmarks.tokens_to_quality import ROWS, SCHEDULE
 from evoray.cluster import open_pool
 from evoray.run.ground import plan_ground
 from evoray.run.journal import GenerationRow, Journal

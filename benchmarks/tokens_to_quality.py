@@ -27,19 +27,15 @@ from typing import Any
 import numpy as np
 
 import evoray
+from benchmarks.accepted import accepted, drawn, losses
 from benchmarks.log import append, table
 from benchmarks.paper import STORES
-from evoray.cluster import Pool, open_pool
-from evoray.evaluator import Work
-from evoray.evolve import Purpose, rng
-from evoray.fitness import Fitness
-from evoray.run.ground import Ground, plan_ground
-from evoray.run.journal import GenerationRow, Journal
+from evoray.cluster import open_pool
+from evoray.run.ground import plan_ground
+from evoray.run.journal import Journal
 from evoray.run.progress import RichProgress
 from evoray.settings import SearchSettings
-from evoray.space import Genotype
 from evoray.store import Location
-from evoray.tokens import TokenText, draw_batches
 
 ROWS: dict[str, dict[str, Any]] = {
     "bits-3": {"store": "quantization", "target_bits": 3.0, "tie": "fused"},
@@ -49,27 +45,6 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 SCHEDULE = {"offspring": 32, "survivors": "8,2,1", "tokens": "512,4096,16384"}
 REFERENCE = {"preset": "evopress", "generations": 30}
-ACCEPTED = 20
-"""Accepted children that are looked at again, of each run."""
-
-
-def losses(pool: Pool, ground: Ground, genotypes: list[Genotype], text: TokenText, tokens: int) -> np.ndarray:
-    """KL per block in nats, float64 [genotypes, blocks], on that many tokens drawn from a text."""
-    tokens_per_pass = 2048
-    batches = draw_batches(text, min(tokens, text.tokens), rng(1, 0, Purpose.BATCHES), tokens_per_pass)
-    parts = []
-    for first in range(0, len(batches), 32):
-        plain = [Work(batch.ids(text), batch.cuts) for batch in batches[first : first + 32]]
-        taught = zip(plain, pool.teach(plain), strict=True)
-        works = [Work(work.ids, work.cuts, tuple(blocks)) for work, blocks in taught]
-        parts.append(pool.measure(ground.space.rows(genotypes), works, Fitness.kl))
-    return np.concatenate(parts, axis=1)
-
-
-def accepted(rows: list[GenerationRow], start: Genotype) -> list[tuple[Genotype, Genotype]]:
-    """(Parent, child that replaced it), for each generation that had one."""
-    parents = [start, *(row.winner for row in rows)]
-    return [(parent, row.winner) for parent, row in zip(parents, rows, strict=False) if row.winner != parent]
 
 
 def measure(name: str, seed: int, label: str, given: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -123,8 +98,7 @@ def measure(name: str, seed: int, label: str, given: argparse.Namespace, folder:
         ends = [ground.space.genotype(result.configuration) for result in (reference, tested)]
         path = list(dict.fromkeys([start, *(row.winner for row in rows)]))
         pairs = accepted([row for row in rows if row.generation], start)
-        chosen = sorted(np.random.default_rng(seed).permutation(len(pairs))[:ACCEPTED].tolist())
-        looked = [pairs[number] for number in chosen]
+        looked = drawn(pairs, seed)
         with open_pool(ground.spec, workers=given.workers, memory=ground.memory) as pool:
             progress.note("judging what was found")
             ends_NB = losses(pool, ground, ends, ground.judge_text, given.judge_tokens)
