@@ -9,6 +9,7 @@ Holds:
     paired: `Difference`, `difference`, `Tally`: losses on the same blocks
     additive: `AdditiveModel`, `Lessons`: what all measurements say of each step
     proposals: `Proposals`, `Mutants`, `Screened`, `Learned`, `merged`: who races next
+    survey: `Survey`: a generation that only measures
     strategy: `OnePlusLambda`, `Outcome`: the search
 
 A new race policy is one more file here, with a class that has what `Race` has; so is a new way to propose.
@@ -25,6 +26,7 @@ from evoray.evolve.race import Ahead, Blocks, Draw, Known, Measurement, Race, Ra
 from evoray.evolve.seeding import initial, random_legal
 from evoray.evolve.sequential import Doubts, SequentialRace
 from evoray.evolve.strategy import OnePlusLambda, Outcome
+from evoray.evolve.survey import Survey
 
 __all__ = [
     "MERGED",
@@ -53,6 +55,7 @@ __all__ = [
     "Rung",
     "Screened",
     "SequentialRace",
+    "Survey",
     "Tally",
     "Told",
     "difference",

@@ -35,6 +35,11 @@ class Proposals(Protocol):
         """What another search over the same genes can begin with; None where nothing is learned."""
         ...
 
+    @property
+    def surveys(self) -> bool:
+        """Whether so little is known that the next generation is better measured than raced."""
+        ...
+
     def offspring(self, parents: Sequence[Genotype], count: int, rng: np.random.Generator) -> tuple[Genotype, ...]:
         """Distinct legal genotypes that are none of the parents; fewer than asked for where hardly more are found."""
         ...
@@ -58,6 +63,11 @@ class Mutants:
     def lessons(self) -> None:
         """There are none."""
         return None
+
+    @property
+    def surveys(self) -> bool:
+        """Never."""
+        return False
 
     def offspring(self, parents: Sequence[Genotype], count: int, rng: np.random.Generator) -> tuple[Genotype, ...]:
         """See `Proposals`."""
@@ -93,6 +103,11 @@ class Screened:
         """See `Proposals`."""
         return self._model.lessons
 
+    @property
+    def surveys(self) -> bool:
+        """Never."""
+        return False
+
     def offspring(self, parents: Sequence[Genotype], count: int, rng: np.random.Generator) -> tuple[Genotype, ...]:
         """See `Proposals`."""
         pool = self._blind.offspring(parents, count * self._mutants, rng)
@@ -110,16 +125,19 @@ class Learned:
     best choice by it is found by dynamic programming, or where a space has more rules than budgets, by the best of
     mutants, again and again. These take half of the places, or fewer where draws agree. The others are mutants of the
     parents, screened by the same model: what genes do together no sum tells, and near the parent it matters least.
-    Before anything is known, offspring are several mutations away from the parents, for each then tells of many genes.
+    Before anything is known, offspring are several mutations away from the parents, for each then tells of many genes;
+    and as long as little is, all places are for draws, and generations are surveys.
 
     Args:
         space: what may be chosen.
         mutation: makes a child.
         model: of what is known before; by default nothing.
+        survey: how many candidates are measured before children race for the place of a parent.
     """
 
-    def __init__(self, space: Space, mutation: Mutation, model: AdditiveModel | None = None) -> None:
+    def __init__(self, space: Space, mutation: Mutation, model: AdditiveModel | None = None, survey: int = 0) -> None:
         self._space, self._mutation, self._model = space, mutation, model or AdditiveModel(space)
+        self._survey = survey
         self._blind, self._near = Mutants(space, mutation), Screened(space, mutation, model=self._model)
 
     def learn(self, told: Sequence[Told]) -> None:
@@ -131,12 +149,17 @@ class Learned:
         """See `Proposals`."""
         return self._model.lessons
 
+    @property
+    def surveys(self) -> bool:
+        """See `Proposals`."""
+        return self._model.candidates < self._survey
+
     def offspring(self, parents: Sequence[Genotype], count: int, rng: np.random.Generator) -> tuple[Genotype, ...]:
         """See `Proposals`."""
         if not self._model.candidates:
             return distinct(lambda: self._far(parents[0], rng), parents, count)
         found: dict[Genotype, None] = {}
-        places = count - count // 2
+        places = count if self.surveys else count - count // 2
         # Half as many draws again as places: where they still agree, there is little to learn from more.
         effects_SP = np.concatenate([self._model.mean(), self._model.draws(places + places // 2, rng)])
         for genotype in self._best(self._model.losses(effects_SP), parents, rng):

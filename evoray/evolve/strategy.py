@@ -22,6 +22,7 @@ from evoray.evolve.paired import Tally
 from evoray.evolve.proposals import REPEATS, Mutants, Proposals
 from evoray.evolve.race import Known, Race, RaceFactory, RaceResult, Rung, Told
 from evoray.evolve.seeding import initial
+from evoray.evolve.survey import Survey
 from evoray.space import Genotype, Space
 
 
@@ -57,6 +58,8 @@ class OnePlusLambda:
     With a population of more than one, all parents are on the last rung, and its survivors are the next population.
     Generation 0 then always races: the start, if there is one, among random legal genotypes, of whom the best go on.
     There are fewer than asked where a space has hardly more.
+
+    As long as its proposals know too little for it, nobody races: a generation is a survey, and the parents stay.
 
     Guesses join the first race, whatever it is for: they take places of its random genotypes or offspring, a quarter of
     them at most, evenly out of all guesses where there are more.
@@ -203,6 +206,8 @@ class OnePlusLambda:
             return self._race(self._candidates(), (), (rung,), {})
         if (reason := self.reason) is not None:
             raise RuntimeError(f"the search has stopped: {reason}")
+        if self._proposals.surveys:
+            return Survey(self._offspring(), self._population, self._rungs[0])
         return self._race(self._offspring(), self._population, self._rungs, self._known)
 
     def outcome(self, result: RaceResult) -> Outcome:
@@ -230,9 +235,10 @@ class OnePlusLambda:
                 f"the population told for generation {outcome.generation} must be at most {self._size} legal "
                 "genotypes, all different and the winner first"
             )
+        if not self._population or not self._proposals.surveys:
+            self._in_vain = self._in_vain + 1 if self._population[:1] == whole[:1] else 0
         self._proposals.learn(told)
         self._known = _known(whole, self._known, told)
-        self._in_vain = self._in_vain + 1 if self._population[:1] == whole[:1] else 0
         self._population = whole
         self._fitness = outcome.fitness
         self._generation += 1

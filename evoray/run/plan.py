@@ -57,6 +57,7 @@ _DECIDING = (
     "switches",
     "race",
     "proposals",
+    "survey",
     "merge",
 )
 """Settings that decide a search beside those that decide any result."""
@@ -91,7 +92,6 @@ class SearchPlan:
         """
         settings, space = self.settings, self.ground.space
         assert settings.generations is not None
-        assert settings.proposals is not None
         mutation = LevelSwitch(equal_steps=settings.mutation is MutationRule.equal_steps, maximum=settings.switches)
         return OnePlusLambda(
             space,
@@ -99,7 +99,7 @@ class SearchPlan:
             rungs=self.rungs,
             mutation=mutation,
             race=_race(settings, space),
-            proposals=_PROPOSALS[settings.proposals](space, mutation, lessons),
+            proposals=_proposals(settings, space, mutation, lessons),
             patience=settings.patience,
             seed=settings.seed,
             generations=settings.generations,
@@ -146,13 +146,13 @@ class SearchPlan:
         return sum(count * each for count, each in zip(entering, more, strict=True))
 
 
-_PROPOSALS: dict[ProposalRule, Callable[[Space, Mutation, Lessons | None], Proposals]] = {
-    ProposalRule.mutation: lambda space, mutation, _: Mutants(space, mutation),
-    ProposalRule.screened: lambda space, mutation, lessons: Screened(
-        space, mutation, model=AdditiveModel(space, lessons)
-    ),
-    ProposalRule.learned: lambda space, mutation, lessons: Learned(space, mutation, AdditiveModel(space, lessons)),
-}
+def _proposals(settings: SearchSettings, space: Space, mutation: Mutation, lessons: Lessons | None) -> Proposals:
+    if settings.proposals is ProposalRule.mutation:
+        return Mutants(space, mutation)
+    model = AdditiveModel(space, lessons)
+    if settings.proposals is ProposalRule.screened:
+        return Screened(space, mutation, model=model)
+    return Learned(space, mutation, model, settings.survey or 0)
 
 
 def _race(settings: SearchSettings, space: Space) -> RaceFactory:

@@ -153,6 +153,13 @@ class SearchSettings(ChoiceSettings):
         description="Offspring: the paper's mutation, mutants screened by an additive model of all measurements, or "
         "choices learned by it. Default: learned; mutation where genes have too many levels in all to learn of each.",
     )
+    survey: int | None = Field(
+        None,
+        ge=0,
+        le=MOST,
+        description="Learned offspring: candidates that are measured on the first rung's tokens, to learn from, before "
+        "any may replace the parent. Default: 0.",
+    )
     merge: bool = Field(False, description="Merge a generation's improving offspring into new ones of the same race.")
     patience: int | None = Field(
         None, ge=1, le=MOST, description="Stop after so many generations in a row without a better one. Default: never."

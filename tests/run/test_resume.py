@@ -42,6 +42,7 @@ def test_the_whole_run_is_one_worth_comparing(whole: dict[str, Any]) -> None:
         {"race": "sequential", "proposals": "mutation"},
         {"race": "sequential", "proposals": "learned", "merge": True},
         {"race": "sequential", "proposals": "learned", "population": 2, "survivors": (4, 2)},
+        {"race": "sequential", "proposals": "learned", "survey": 20, "guesses": True},
         {"race": "sequential", "proposals": "learned", "invert": True, "fitness": "perplexity"},
     ],
     ids=lambda rules: "-".join(map(str, rules.values())),
