@@ -33,8 +33,8 @@ class Doubts:
         worth: what is left to gain, as a share of the parent's loss, below which no more tokens are spent on it.
     """
 
-    accepting: float = 0.02
-    leaving: float = 0.02
+    accepting: float = 0.05
+    leaving: float = 0.1
     worth: float = 0.001
 
 

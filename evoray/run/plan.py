@@ -45,6 +45,9 @@ MOST_STEPS = 4096
 """Of which the usual search learns: a generation's matrices of steps by steps then take about a second and 128 MiB
 each."""
 
+SURVEYED = 0.5
+"""Candidates per step that the usual search measures before any may replace the parent."""
+
 _DECIDING = (
     "offspring",
     "survivors",
@@ -197,8 +200,16 @@ def plan_search(settings: SearchSettings, stage: Callable[[str], object] = lambd
     start = _start(settings, ground) if settings.init is not None and init is None else None
     if init is not None:
         choose_unmeasured(init, ground, settings)
+    learns = settings.proposals is ProposalRule.learned
+    if settings.survey and not learns:
+        raise UserError(
+            f"--survey {settings.survey}: --proposals {settings.proposals} learns nothing; leave it out, or give "
+            "--proposals learned"
+        )
+    if settings.survey is None:
+        settings = settings.model_copy(update={"survey": int(SURVEYED * _steps(ground.space)) if learns else 0})
     if settings.guesses is None:
-        settings = settings.model_copy(update={"guesses": settings.proposals is ProposalRule.learned})
+        settings = settings.model_copy(update={"guesses": learns})
     return SearchPlan(settings, ground, steps, start, init, guesses(ground, settings) if settings.guesses else ())
 
 

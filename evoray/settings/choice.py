@@ -158,7 +158,7 @@ class SearchSettings(ChoiceSettings):
         ge=0,
         le=MOST,
         description="Learned offspring: candidates that are measured on the first rung's tokens, to learn from, before "
-        "any may replace the parent. Default: 0.",
+        "any may replace the parent. Default: half as many as genes have steps from level to level.",
     )
     merge: bool = Field(False, description="Merge a generation's improving offspring into new ones of the same race.")
     patience: int | None = Field(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from searches import Material
 
+from evoray.errors import UserError
 from evoray.run.plan import SearchPlan, plan_search
 from evoray.run.problem import choose_unmeasured
 from evoray.settings import MutationRule, ProposalRule, SearchSettings, load_settings
@@ -88,10 +89,15 @@ def test_what_costs_nothing_is_guessed_where_offspring_are_learned(deep: Materia
     assert len(set(plan.guesses)) > 2
     assert all(map(plan.ground.space.is_legal, plan.guesses))
     assert {*plan.strategy(None).ask().ask().genotypes} & {*plan.guesses}
+    # Half a candidate for each of the two steps of each gene.
+    assert plan.settings.survey == len(plan.ground.space.genes)
     for changes in ({"proposals": "mutation"}, {"guesses": False}):
         without = planned(tmp_path, **usual, **small, **changes)
         assert (without.settings.guesses, without.guesses) == (False, ())
         assert without.identity != plan.identity
+    assert planned(tmp_path, **usual, **small, proposals="mutation").settings.survey == 0
+    with pytest.raises(UserError, match="--survey 8: --proposals screened learns nothing"):
+        planned(tmp_path, **usual, **small, proposals="screened", survey=8)
     drops = {"model": "embedded", "drop_blocks": 2, "preset": None}
     assert planned(tmp_path, **drops, **small).guesses == ()
 
