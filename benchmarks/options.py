@@ -3,8 +3,8 @@
 python -m benchmarks.options --model FOLDER --data TEXT.txt --judge-data HELD_OUT.txt
     [--row bits-2.5] [--seeds 0] [--options race=fixed proposals=screened race=fixed,proposals=mutation]
 
-Every search has the same offspring, rungs and seed, and stops after the same number of candidate tokens. Told of each
-is the held-out KL of what it found, and that of its parent on the way, after so many tokens. Searches that are finished
+Every search has the same offspring, rungs and seed, and is stopped after the same number of candidate tokens. Told of
+each is the held-out KL of its parent on the way, after so many tokens. Searches that are finished
 are kept in the folder and not made again.
 """
 
@@ -28,19 +28,21 @@ from evoray.settings import SearchSettings
 from evoray.space import Genotype
 from evoray.store import Location
 
-SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
+SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
 """Of the tokens, after which the parent on the way is looked at."""
 
 
 def parents(rows: list[GenerationRow], tokens: int) -> list[Genotype]:
-    """The parent after each share of the tokens: of the last generation that was whole by then, or of the first."""
+    """The parent after each share of the tokens: of the last generation that was whole by then, or of the first.
+
+    The last generation of a search may end beyond the limit, and does not count then.
+    """
     found = []
     for share in SHARES:
         parent, used = rows[0].winner, 0
         for row in rows:
             used += row.tokens
-            # The last generation of a search may end beyond its limit, and counts as its end.
-            if used > share * tokens and not (share == 1.0 and row is rows[-1]):
+            if used > share * tokens:
                 break
             parent = row.winner
         found.append(parent)
