@@ -29,7 +29,7 @@ from evoray.stopping import to_the_end
 from evoray.store.manifest import CorruptError
 from evoray.store.remote import PIECE_BYTES, pieces, publish
 from evoray.store.transfers import TRANSFERS, retried
-from evoray.store.uris import is_users, open_uri
+from evoray.store.uris import is_users, lacks_token, open_uri
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.\-]*://")
 _TEMPORARY = re.compile(r"^\..*\.[0-9a-f]{16}\.tmp$")
@@ -368,7 +368,7 @@ class Location:
             if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
                 raise EvorayError(f"cannot {verb} {self}: {text}") from error
             raise UserError(f"cannot {verb} {self}: {text}; give a place that may be read and written") from error
-        if is_users(text):
+        if is_users(text) or lacks_token(text):
             raise UserError(
                 f"cannot {verb} {self}: {text}; check the bucket's name and the credentials in the environment"
             ) from None

@@ -1,12 +1,13 @@
 """URIs of places: what they may say, and the file system behind them.
 
-Holds: `open_uri`, `is_users`.
+Holds: `open_uri`, `is_users`, `lacks_token`.
 
 Credentials come from the environment or the object store's usual chain, never from the URI.
 """
 
 from __future__ import annotations
 
+import datetime
 import functools
 import os
 import re
@@ -27,6 +28,13 @@ STALLED_SECONDS = 60.0
 S3_OPTIONS = ("endpoint_override", "region", "scheme")
 """What may stand behind the question mark of an `s3://` URI."""
 
+GS_OPTIONS = ("endpoint_override", "scheme", "project_id")
+"""What may stand behind the question mark of a `gs://` URI."""
+
+GS_TRIES = datetime.timedelta(seconds=1)
+"""How long Google's client makes a request again by itself, the least it can be told: tries are made, and counted, in
+one place for all kinds of storage. By itself it would go on for 15 minutes where there is no network."""
+
 # What object stores say when it is the user who has to act: no credentials, wrong ones, no rights, no bucket.
 _USERS = re.compile(
     r"credential|access.?denied|forbidden|unauthori[sz]ed|no.?such.?bucket|bucket.{0,40}(not found|does not exist)"
@@ -38,6 +46,12 @@ _USERS = re.compile(
 def is_users(text: str) -> bool:
     """Whether an error of an object store asks the user to act; trying again would not help."""
     return bool(_USERS.search(text))
+
+
+def lacks_token(text: str) -> bool:
+    """Whether an error says that Google gave no access token. Trying again helps where its server was away for a
+    moment, and else it is the user who has to act."""
+    return "access token to authenticate" in text
 
 
 def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -54,25 +68,43 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
     try:
         if scheme == "s3":
             return _s3(parts), f"{parts.netloc}{unquote(parts.path)}".rstrip("/")
+        if scheme in ("gs", "gcs"):
+            return _gs(parts), f"{parts.netloc}{unquote(parts.path)}".rstrip("/")
         filesystem, path = _any(uri)
         return filesystem, path.rstrip("/")
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, ImportError) as error:
         raise UserError(
             f"cannot use {without_secrets(uri)}: {without_secrets(str(error))}; give a folder, or a URI that "
             "pyarrow.fs knows (s3://, gs://, file://) with credentials in the environment"
         ) from None
 
 
-def _s3(parts: SplitResult) -> pafs.FileSystem:
+def _options(parts: SplitResult, known: tuple[str, ...]) -> dict[str, str]:
+    """What stands behind the question mark.
+
+    Raises:
+        UserError: something that is not known.
+    """
     options = dict(parse_qsl(parts.query))
-    if unknown := [name for name in options if name not in S3_OPTIONS]:
-        raise UserError(f"the URI of s3://{parts.netloc} says '{unknown[0]}'; it may say {', '.join(S3_OPTIONS)}")
+    if unknown := [name for name in options if name not in known]:
+        place = f"{parts.scheme}://{parts.netloc}"
+        raise UserError(f"the URI of {place} says '{unknown[0]}'; it may say {', '.join(known)}")
+    return options
+
+
+def _s3(parts: SplitResult) -> pafs.FileSystem:
+    options = _options(parts, S3_OPTIONS)
     endpoint = options.get("endpoint_override") or os.environ.get("AWS_ENDPOINT_URL_S3")
     endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL")
     region = options.get("region")
     if region is None and endpoint is None:
         region = _s3_region(parts.netloc)
     return _s3_client(endpoint, region, options.get("scheme"))
+
+
+def _gs(parts: SplitResult) -> pafs.FileSystem:
+    options = _options(parts, GS_OPTIONS)
+    return _gs_client(options.get("endpoint_override"), options.get("scheme"), options.get("project_id"))
 
 
 # Kept, because making a client takes longer than using it.
@@ -91,6 +123,11 @@ def _s3_client(endpoint: str | None, region: str | None, scheme: str | None) -> 
         # Tries are made, and counted, in one place for all kinds of storage.
         retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=1),
     )
+
+
+@functools.lru_cache(maxsize=16)
+def _gs_client(endpoint: str | None, scheme: str | None, project: str | None) -> pafs.FileSystem:
+    return pafs.GcsFileSystem(endpoint_override=endpoint, scheme=scheme, project_id=project, retry_time_limit=GS_TRIES)
 
 
 @functools.lru_cache(maxsize=64)
