@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from evoray.settings import SearchSettings
+from evoray.settings import SearchSettings, SweepSettings
 
 LONG = 200
 """Generations of a run that nobody lets end."""
@@ -17,11 +17,12 @@ LONG = 200
 
 @contextmanager
 def driver(settings: SearchSettings, folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """`evoray search` as a process in a group of its own, as a terminal starts it."""
+    """`evoray search`, or a sweep by its settings, as a process in a group of its own, as a terminal starts it."""
+    verb = "sweep" if isinstance(settings, SweepSettings) else "search"
     config = folder / "settings.yaml"
     config.write_text(yaml.safe_dump(settings.model_dump(mode="json", exclude_none=True)))
     process = subprocess.Popen(
-        [sys.executable, "-m", "evoray", "search", "--config", str(config)],
+        [sys.executable, "-m", "evoray", verb, "--config", str(config)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -4,7 +4,7 @@
 `plan.py`: `SearchPlan`: a search on it. `workers.py`: how the workers of a verb are built.
 `search.py`: `search`: the driver's loop. `sweep.py`: `sweep`: one search after the other, each seeding the next.
 `budgets.py`: `SweepRecord`: the budgets of a sweep, as its folder tells them.
-`directory.py`: `RunDirectory`: settings, identity and the lock of a run.
+`directory.py`: `RunDirectory`: settings and identity of a run. `held.py`, `fence.py`: that a folder has one driver.
 `journal.py`: `Journal`: what was measured and decided, a generation at a time; resuming reads it.
 `teacher.py`: `TaughtText`, `teach_text`: a text with the teacher's part of it, kept under the run.
 `judge.py`: `judge`: held-out losses of configurations.

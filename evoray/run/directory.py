@@ -3,10 +3,8 @@
 Holds: `RunDirectory`, `check_folder`, `read_lessons`, `write_lessons`.
 """
 
-import fcntl
 import io
 import json
-import os
 import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any, Self
@@ -16,7 +14,7 @@ import yaml
 
 from evoray.errors import UserError
 from evoray.evolve import Lessons
-from evoray.run.fence import Fence
+from evoray.run.held import HeldFolder
 from evoray.run.journal import GENERATIONS
 from evoray.space import Genotype
 from evoray.store import Location
@@ -28,7 +26,6 @@ TAUGHT, LEARNED = "taught.npz", "learned.npz"
 """What a search's proposals began with, and what they had learned when it ended."""
 SWEEP = "sweep.json"
 """In the folder of a sweep, whose run directories lie under it."""
-LOCK = ".lock"
 
 HOLDS = {MANIFEST: "a store", BUILDING: "a store", SWEEP: "a sweep", IDENTITY: "a run"}
 """What a folder is by a file in it."""
@@ -50,12 +47,8 @@ def check_folder(location: Location, wanted: str, option: str) -> None:
         raise UserError(f"{option} {location} holds {min(held)}, and {wanted} needs a folder of its own; give another")
 
 
-class RunDirectory:
-    """A run directory that this process works in. A context manager: entering takes it, leaving gives it back.
-
-    Who works in it has the highest number of `fence`, and a driver that another one took the run from can't write
-    any more. Locally a file lock tells as well whether a driver lives: the system drops it when a process dies, however
-    it dies.
+class RunDirectory(HeldFolder):
+    """A run directory that this process works in; see `HeldFolder`.
 
     Args:
         place: folder or URI.
@@ -69,77 +62,11 @@ class RunDirectory:
     def __init__(
         self, place: str | Location, note: Callable[[str], None] = lambda text: None, take_over: bool = False
     ) -> None:
-        self.location, self._note, self._take_over = Location.parse(place), note, take_over
-        self._fence = Fence(self.location)
-        self._lock: int | None = None
-
-    def __truediv__(self, name: str) -> Location:
-        return self.location / name
+        super().__init__(place, "run directory", note, take_over, parts=("evaluations", "teacher"))
 
     def __enter__(self) -> Self:
         check_folder(self.location, "a run", "--run")
-        locked = self._locked()
-        try:
-            if not self._take_over:
-                self._await_others(locked)
-            if not self._fence.take(locked=locked is True):
-                raise self._in_use("a driver that began at the same moment")
-            self.location = self.location.guarded(self._fence.check)
-            for folder in (self.location, self / "evaluations", self / "teacher"):
-                folder.remove_temporary()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        try:
-            self._fence.release()
-        finally:
-            if self._lock is not None:
-                os.close(self._lock)
-                self._lock = None
-
-    def check(self) -> None:
-        """Sees that no other driver took the run over.
-
-        Raises:
-            FencedError: one did.
-        """
-        self._fence.check()
-
-    def _locked(self) -> bool | None:
-        """Whether this process has the lock of the folder now, or another one has it; None where there are none."""
-        path = self.location.local_path
-        if path is None:
-            return None
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise UserError(f"run directory {self.location} can't be used: {error.strerror}; give another") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return None  # some shared folders know no locks
-        return True
-
-    def _await_others(self, locked: bool | None) -> None:
-        holder = self._fence.holder()
-        if locked is False:
-            raise self._in_use("another driver" if holder is None or holder.ended else str(holder))
-        if locked and (holder is None or holder.locked):
-            return  # whoever had the lock is gone
-        if (holder := self._fence.living(self._note)) is not None:
-            raise self._in_use(str(holder))
-
-    def _in_use(self, who: str) -> UserError:
-        return UserError(
-            f"run directory {self.location} is in use by {who}; stop it first, give another --run, or take this one "
-            "over by --take-over, which stops the other"
-        )
+        return super().__enter__()
 
     @property
     def measured(self) -> bool:

@@ -1,10 +1,10 @@
-"""Which driver may write to a run directory: the one with the highest number.
+"""Which driver may write to a run directory, or a sweep's folder: the one with the highest number.
 
 Holds: `Fence`, `FencedError`, `Holder`.
 
 A driver takes the next number by a file `fence/NUMBER-TOKEN.json`, which it writes again every few seconds as a sign of
-life. Before anything appears in the run directory it looks for a higher number: where there is one, somebody took the
-run over, and this driver ends. Storage knows no condition on a write, so one request lies between the look and the
+life. Before anything appears in the folder it looks for a higher number: where there is one, somebody took the folder
+over, and this driver ends. Storage knows no condition on a write, so one request lies between the look and the
 appearance. What slips through there belongs to the same run: it is measured to the same bits, and the next commit of
 whoever took over replaces it.
 """
@@ -37,7 +37,7 @@ LOOK = 2.0
 
 
 class FencedError(EvorayError):
-    """Another driver took the run over. Nothing was written since."""
+    """Another driver took the folder over. Nothing was written since."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Holder:
         space: where that number means this process: the start of the system, and the namespace of processes.
         locked: it has the lock of the folder, so while it lives nobody else can.
         time: of the last sign of life, seconds since 1970.
-        ended: it left the run by itself.
+        ended: it left the folder by itself.
     """
 
     host: str
@@ -87,14 +87,15 @@ def process_space() -> str:
 
 
 class Fence:
-    """This driver's number in a run directory.
+    """This driver's number in a folder.
 
     Args:
-        run: the run directory.
+        place: the folder.
+        what: to call it in messages.
     """
 
-    def __init__(self, run: Location) -> None:
-        self._run, self._folder = run, run / FENCE
+    def __init__(self, place: Location, what: str = "run directory") -> None:
+        self._place, self._what, self._folder = place, what, place / FENCE
         self._name = ""
         self._fenced: str | None = None
         self._locked = False
@@ -118,7 +119,7 @@ class Fence:
         if first is None or not first.lives():
             return None
         left = min(STALE, STALE - (time.time() - first.time))
-        note(f"waiting up to {left:.0f} s: {first} used this run, and may live")
+        note(f"waiting up to {left:.0f} s: {first} used this {self._what}, and may live")
         until = time.monotonic() + left
         while (left := until - time.monotonic()) > 0:
             time.sleep(min(left, LOOK))
@@ -155,8 +156,8 @@ class Fence:
         """Sees that this driver may still write.
 
         Raises:
-            FencedError: another one took the run over.
-            UserError, EvorayError: the run directory can't be read.
+            FencedError: another one took the folder over.
+            UserError, EvorayError: the folder can't be read.
         """
         if self._fenced is None:
             names = self._names()
@@ -164,7 +165,8 @@ class Fence:
                 self._fenced = str(self._read(names[-1]) or "another driver")
         if self._fenced is not None:
             raise FencedError(
-                f"run directory {self._run} was taken over by {self._fenced}; this driver stops and writes nothing more"
+                f"{self._what} {self._place} was taken over by {self._fenced}; this driver stops and writes nothing "
+                "more"
             )
 
     def release(self) -> None:
@@ -175,7 +177,7 @@ class Fence:
         # A sign of life that is being written now must not appear after the last one.
         self._beats.join()
         self._beats = None
-        # Whatever ended the run says more than that its end could not be told.
+        # Whatever ended the work says more than that its end could not be told.
         with contextlib.suppress(EvorayError):
             self.check()
             self._write(ended=True)

@@ -47,6 +47,7 @@ class Shared:
     """What the searches of a sweep have in common.
 
     Attributes:
+        run: the run directory, in the sweep's folder and with its guard.
         pool: lends the workers.
         teacher: where the teacher's part of the text lies.
         seed: finds the start; None for the usual one.
@@ -54,6 +55,7 @@ class Shared:
         command: that gives the result again.
     """
 
+    run: Location
     pool: PoolOpener
     teacher: Location
     seed: Baseline | None
@@ -78,7 +80,8 @@ def search(settings: SearchSettings, progress: Progress | None = None, shared: S
     seed = shared.seed if shared is not None else None
     if seed is not None:
         plan = replace(plan, init=seed.name)
-    with RunDirectory(settings.run, progress.note, settings.take_over) as run:
+    place = settings.run if shared is None else shared.run
+    with RunDirectory(place, progress.note, settings.take_over) as run:
         run.settle(plan.identity, plan.settings.model_dump(mode="json"))
         journal, start = Journal(run.location), plan.start if plan.init is None else run.start()
         strategy = None

@@ -4,7 +4,8 @@ next.
 Holds: `sweep`, `Sweep`, `planned`.
 
 Under the sweep's folder lies a run directory for each budget, as a search of its own leaves it; `sweep.json` says which
-budget seeded which, so that going on does the same, and a later call adds budgets.
+budget seeded which, so that going on does the same, and a later call adds budgets. The folder has one driver, as a run
+directory has, and whoever loses it writes to none of its run directories any more.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from evoray.run.best import SearchResult
 from evoray.run.budgets import SweepRecord, spelled
 from evoray.run.directory import LEARNED, check_folder, read_lessons
 from evoray.run.ground import make_ground_space
+from evoray.run.held import HeldFolder
 from evoray.run.named import read_best
 from evoray.run.plan import USUAL_GENERATIONS
 from evoray.run.progress import Progress
@@ -65,14 +67,22 @@ def sweep(settings: SweepSettings, progress: Progress | None = None) -> Sweep:
         progress: told what happens.
 
     Raises:
-        UserError: a mistake in the settings, or a folder of another sweep.
+        UserError: a mistake in the settings, or a folder of another sweep or in use.
         EvorayError: workers or storage fail.
     """
     progress = progress or Progress()
-    record, budget = _record(settings), settings.swept
-    check_folder(record.folder, "a sweep", "--run")
-    folder, searches = record.folder, _searches(settings, record)
-    _check_budgets([searches[value][0] for value in getattr(settings, budget)])
+    folder = Location.parse(settings.run)
+    check_folder(folder, "a sweep", "--run")
+    searches = planned(settings)
+    _check_budgets([searches[value][0] for value in getattr(settings, settings.swept)])
+    with HeldFolder(folder, "sweep's folder", progress.note, settings.take_over, parts=("teacher",)) as held:
+        # Read again: who had the folder before may have added budgets meanwhile.
+        return _sweep(settings, _record(settings, held.location), progress)
+
+
+def _sweep(settings: SweepSettings, record: SweepRecord, progress: Progress) -> Sweep:
+    """The searches, one after the other, in a folder that is held."""
+    folder, budget, searches = record.folder, record.budget, _searches(settings, record)
     record.write()
     found: dict[float, SearchResult] = {}
     with _Lending() as lending:
@@ -94,7 +104,7 @@ def sweep(settings: SweepSettings, progress: Progress | None = None) -> Sweep:
                 adapting = _adapting(spelled(seed), found[seed].configuration)
                 lessons = read_lessons(record.run(seed) / LEARNED)
             command = command_of("sweep", located(settings), {})
-            shared = Shared(lending.pool, folder / "teacher", adapting, lessons, command)
+            shared = Shared(record.run(value), lending.pool, folder / "teacher", adapting, lessons, command)
             found[value] = search(search_settings, progress, shared)
     results = {value: found[value] for value in record.ordered() if value in found}
     return Sweep(str(folder), budget, results)
@@ -109,7 +119,7 @@ def planned(settings: SweepSettings) -> dict[float, tuple[SearchSettings, float 
     Raises:
         UserError: the folder is of a sweep over another kind of budget, or damaged.
     """
-    return _searches(settings, _record(settings))
+    return _searches(settings, _record(settings, Location.parse(settings.run)))
 
 
 def _searches(settings: SweepSettings, record: SweepRecord) -> dict[float, tuple[SearchSettings, float | None]]:
@@ -119,9 +129,9 @@ def _searches(settings: SweepSettings, record: SweepRecord) -> dict[float, tuple
     }
 
 
-def _record(settings: SweepSettings) -> SweepRecord:
+def _record(settings: SweepSettings, folder: Location) -> SweepRecord:
     """What the folder says, with the budgets that are asked for."""
-    folder, budget = Location.parse(settings.run), settings.swept
+    budget = settings.swept
     record = SweepRecord.read(folder) or SweepRecord(folder, budget)
     record.check_kind(budget)
     return record.with_values(getattr(settings, budget))
