@@ -112,6 +112,12 @@ def bits_of(run: str | Path) -> dict[str, Any]:
     return {"generations": generations, "best": {key: best[key] for key in best if key != "seconds"}}
 
 
+def bits_anywhere(run: str | Path) -> dict[str, Any]:
+    """The same without what names the places of store and run."""
+    bits = bits_of(run)
+    return {**bits, "best": {key: value for key, value in bits["best"].items() if key not in ("store", "command")}}
+
+
 class _Kept:
     """A pool that a search may use but not close."""
 

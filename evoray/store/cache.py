@@ -148,6 +148,11 @@ class NodeCache:
                     files.append((found.st_mtime_ns, found.st_size, entry.path))
             free = shutil.disk_usage(self.folder).free
             budget = (held + free) // 2 if self.budget is None else self.budget
+            if size > budget and self.budget is None:
+                raise DiskError(
+                    f"the disk of {self.folder} has {free} bytes free beside {held} of the cache, which takes half of "
+                    f"both, and a file has {size}"
+                )
             if size > budget:
                 raise DiskError(f"{self.folder} may take {budget} bytes, and a file has {size}; raise --cache-disk")
             for _, bytes_, path in sorted(files):

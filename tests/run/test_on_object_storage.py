@@ -1,25 +1,16 @@
 """Store, run and export on object storage that fails at every third request: all as on a disk."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from builds import built, contents
 from object_storage import CREDENTIALS, S3Server, flaky, gets, spoilt
-from searches import Material, bits_of
+from searches import Material, bits_anywhere
 
 from evoray.run.export import run_export
 from evoray.run.search import search
 from evoray.settings import ExportSettings
 from evoray.store import TRANSFERS, Location
-
-OF_PLACE = ("store", "command")
-"""Of best.json, what names the place."""
-
-
-def bits_anywhere(run: str | Path) -> dict[str, Any]:
-    bits = bits_of(run)
-    return {**bits, "best": {key: value for key, value in bits["best"].items() if key not in OF_PLACE}}
 
 
 @pytest.mark.cluster
