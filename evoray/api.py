@@ -99,6 +99,7 @@ def open_pool(
     dtype: str = "auto",
     threads: int = 1,
     revision: str | None = None,
+    gpus_per_worker: int = 1,
 ) -> Pool:
     """Workers for a driver of your own.
 
@@ -111,11 +112,20 @@ def open_pool(
         dtype: what the model runs in; auto: the checkpoint's own on CUDA, float32 on CPUs.
         threads: of torch, per worker.
         revision: branch, tag or commit of the model on the hub.
+        gpus_per_worker: GPUs of one node that each worker spreads the model's blocks over.
 
     Raises:
-        UserError: a model or store that can't be read.
+        UserError: a model or store that can't be read, or several GPUs per worker where there are none.
     """
-    spec = WorkerSpec(model=model, store=store, device=device, dtype=dtype, threads=threads, revision=revision)
+    spec = WorkerSpec(
+        model=model,
+        store=store,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        revision=revision,
+        gpus=gpus_per_worker,
+    )
     return _open_pool(spec, workers=workers, address=address)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import evoray
+from evoray.errors import UserError
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -59,3 +60,8 @@ def test_the_readmes_driver_runs(tmp_path):
     generations = [line.split()[:2] for line in done.stdout.splitlines()]
     assert [number for number, _ in generations] == ["0", "1"]
     assert all(0 < float(loss) < 1 for _, loss in generations)
+
+
+def test_a_driver_of_ones_own_may_spread_a_model_over_gpus_alone():
+    with pytest.raises(UserError, match=r"^--gpus-per-worker 2 with device cpu: "):
+        evoray.open_pool("embedded", workers=0, device="cpu", gpus_per_worker=2)
