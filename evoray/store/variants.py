@@ -280,7 +280,12 @@ class VariantStore:
                     if self.location.is_local:
                         raise
                     self._cache.discard(self.manifest.files[layer].sha256)
-                    return self._file(layer).read(level)
+                    try:
+                        return self._file(layer).read(level)
+                    except CorruptError:
+                        # On a small disk that others fill as well, it may have made room again before it was mapped.
+                        self._files.pop(layer, None)
+                        return self._without_cache(layer).read(level)
         except CorruptError as error:
             file = self.location / layer_path(layer)
             raise UserError(
@@ -299,18 +304,21 @@ class VariantStore:
             path = self._cache.fetch(source, size=entry.size, sha256=entry.sha256)
             self._let_go()
         if path is None:
-            # The last one only: whoever has no disk may not have the memory for a whole store either.
-            opened = LayerFile(self._fetched(source, entry), layer, entry)
-            self._uncached = layer, opened
-            return opened
+            return self._without_cache(layer)
         opened = self._files[layer] = LayerFile(path, layer, entry)
         return opened
 
-    def _fetched(self, source: Location, entry: FileEntry) -> bytes:
+    def _without_cache(self, layer: str) -> LayerFile:
+        """A layer's file in this process's memory."""
+        entry = self.manifest.files[layer]
         try:
-            return source.read_bytes(entry.sha256)
+            data = (self.location / layer_path(layer)).read_bytes(entry.sha256)
         except FileNotFoundError:
             raise CorruptError("it is missing") from None
+        # The last one only: whoever has no disk may not have the memory for a whole store either.
+        opened = LayerFile(data, layer, entry)
+        self._uncached = layer, opened
+        return opened
 
     def _let_go(self) -> None:
         """Closes files that made room in the cache for others: the disk has their bytes until nobody maps them."""

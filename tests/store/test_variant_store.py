@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from evoray.errors import UserError
 from evoray.store import TRANSFERS, LayerEntry, LevelCost, Location, StoreHeader, StoreWriter, Variant, VariantStore
+from evoray.store.cache import NodeCache
 
 LEVELS = ("2", "3", "4")
 LAYERS = ("blocks.0.up", "blocks.1.up")
@@ -269,6 +270,26 @@ def test_a_small_cache_keeps_what_was_read_last(tmp_path):
         assert (TRANSFERS.fetched > fetched) == (len(held) != 3)
         assert [*store._files] == [layer], "what made room is let go, so that the disk has its bytes again"
     assert all(same(found, variants(layer)[1]) for layer, found in held), "variants that are held stay as they are"
+
+
+def test_files_that_make_room_before_they_are_mapped_are_read_all_the_same(tmp_path, monkeypatch):
+    place = remote(tmp_path)
+    build(place)
+    fetch, fetched = NodeCache.fetch, []
+
+    def gone_at_once(self, source, *, size, sha256):
+        """Another process on a small disk needs the room."""
+        fetched.append(fetch(self, source, size=size, sha256=sha256))
+        assert fetched[-1] is not None
+        self.discard(sha256)
+        return fetched[-1]
+
+    monkeypatch.setattr(NodeCache, "fetch", gone_at_once)
+    store = VariantStore.open(place, cache=tmp_path / "cache")
+    for layer in LAYERS:
+        for wanted in variants(layer):
+            assert same(store.read(layer, wanted.level), wanted)
+    assert fetched
 
 
 @pytest.mark.parametrize("how", ["none free", "full on the way", "budget below a file"])
