@@ -36,6 +36,7 @@ from evoray.formats.dense import DenseWeight
 from evoray.formats.packed import SCALE_DTYPES, scale_name
 from evoray.model import ModelAdapter
 from evoray.store import LayerEntry, LevelCost, Manifest, StoreHeader, StoreWriter
+from evoray.store.writer import NAMING
 
 if TYPE_CHECKING:
     from evoray.model import Facts
@@ -342,7 +343,8 @@ def import_folder(
             costs=costs,
             outliers=outlier_ratios(base_OI, None),
         )
-        writer.write(entry, variants)
+        writer.write(entry, variants, name=False)
+        writer.name_finished(after=NAMING)
         report(len(writer.finished_layers()), len(adapter.layers), name)
     return writer.finish(list(adapter.layers))
 

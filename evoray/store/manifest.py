@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -251,6 +252,32 @@ def _flat(header: StoreHeader) -> dict[str, Any]:
 def write_document(document: BaseModel) -> bytes:
     """A manifest or build state as JSON for people and programs; the order of levels is kept."""
     return (json.dumps(document.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def write_state(header: StoreHeader, layers: Sequence[str], files: Mapping[str, str]) -> bytes:
+    """A build state as `write_document` gives it, from parts that are JSON already: while a store is built it is
+    written again and again, and only a layer or two are new each time.
+
+    Args:
+        header: of the store.
+        layers: `json_part` of each `LayerEntry`.
+        files: layer -> `json_part` of its `FileEntry`.
+    """
+    head = _indented(header, 1)
+    named = (f"  {json.dumps(name, ensure_ascii=False)}: {part}" for name, part in files.items())
+    listed = "[\n" + ",\n".join(f"  {part}" for part in layers) + "\n ]" if layers else "[]"
+    held = "{\n" + ",\n".join(named) + "\n }" if files else "{}"
+    return f'{{\n "header": {head},\n "layers": {listed},\n "files": {held}\n}}\n'.encode()
+
+
+def json_part(part: LayerEntry | FileEntry) -> str:
+    """A part of a build state, as it stands there."""
+    return _indented(part, 2)
+
+
+def _indented(document: BaseModel, depth: int) -> str:
+    text = json.dumps(document.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
+    return text.replace("\n", "\n" + " " * depth)
 
 
 def read_document(model: type[_Document], text: bytes, where: object) -> _Document:

@@ -1,12 +1,15 @@
 """Builds a store, layer by layer, and goes on where it was killed: `StoreWriter`.
 
 The order of steps makes it safe: a layer's file is written aside, read back, published, and only then named in
-`building.json`; `manifest.json` comes last. Whatever is not named does not exist.
+`building.json`; `manifest.json` comes last. Whatever is not named does not exist. Layers that are made faster than
+they are named are named together.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,10 +25,16 @@ from evoray.store.manifest import (
     LayerEntry,
     Manifest,
     StoreHeader,
+    json_part,
     read_document,
     write_document,
+    write_state,
 )
 from evoray.store.variants import Variant, layer_path, write_layer
+
+NAMING = 1.0
+"""Seconds of work that a killed build may have to do again, so that small layers are not each named by themselves: that
+takes longer than to make them."""
 
 
 class StoreWriter:
@@ -54,7 +63,11 @@ class StoreWriter:
         self._layers: dict[str, LayerEntry] = {}
         self._files: dict[str, FileEntry] = {}
         self._manifest: Manifest | None = None
-        found = self._found()
+        # What stands of each in `building.json`.
+        self._parts: dict[str, tuple[str, str]] = {}
+        self._unnamed = False
+        self._named_at = -math.inf
+        found = _found(self.location)
         if found is None:
             return
         self._check_header(found.header)
@@ -71,16 +84,27 @@ class StoreWriter:
                 (self.location / MANIFEST).delete()
         (self.location / LAYERS).remove_temporary()
 
+    @staticmethod
+    def begun(uri: str | Path | Location) -> StoreHeader | None:
+        """How the store at a place is made, finished or not; None where there is none.
+
+        Raises:
+            UserError, EvorayError: when it cannot be read.
+        """
+        found = _found(Location.parse(uri))
+        return found.header if found is not None else None
+
     def finished_layers(self) -> set[str]:
         """Names of the layers that need not be made again."""
         return set(self._layers)
 
-    def write(self, entry: LayerEntry, variants: Iterable[Variant]) -> None:
+    def write(self, entry: LayerEntry, variants: Iterable[Variant], *, name: bool = True) -> None:
         """Writes all levels of one layer; when it returns, the layer is finished and survives a crash.
 
         Args:
             entry: the layer with the cost of each level.
             variants: one per level of `entry.costs`, in any order.
+            name: False to leave it to `name_finished` that it survives a crash.
 
         Raises:
             ValueError: when levels and variants do not match, or the layer is finished already.
@@ -104,7 +128,24 @@ class StoreWriter:
         file = file.model_copy(update={"errors": {variant.level: float(variant.error) for variant in ordered}})
         self._layers[entry.name] = entry
         self._files[entry.name] = file
-        self._save()
+        self._unnamed = True
+        if name:
+            self.name_finished()
+
+    def name_finished(self, *, after: float = 0.0) -> None:
+        """Lets all layers that were written survive a crash.
+
+        Called with `NAMING` whenever a piece of work is written, it leaves no more than that many seconds of finished
+        work to be done again, and work that takes longer is named as soon as it is written.
+
+        Args:
+            after: do so only if it is so many seconds since the last time.
+
+        Raises:
+            UserError, EvorayError: when it cannot be written.
+        """
+        if self._unnamed and time.monotonic() >= self._named_at + after:
+            self._save()
 
     def finish(self, order: Sequence[str] | None = None) -> Manifest:
         """Names the store finished.
@@ -140,16 +181,6 @@ class StoreWriter:
     def _by_block(self) -> list[LayerEntry]:
         return sorted(self._layers.values(), key=lambda entry: entry.block)
 
-    def _found(self) -> Manifest | BuildState | None:
-        try:
-            return read_document(Manifest, (self.location / MANIFEST).read_bytes(), self.location / MANIFEST)
-        except FileNotFoundError:
-            pass
-        try:
-            return read_document(BuildState, (self.location / BUILDING).read_bytes(), self.location / BUILDING)
-        except FileNotFoundError:
-            return None
-
     def _check_header(self, found: StoreHeader) -> None:
         differences = found.differences(self.header)
         if differences:
@@ -162,8 +193,24 @@ class StoreWriter:
         return (self.location / layer_path(layer)).size()
 
     def _save(self) -> None:
-        state = BuildState(header=self.header, layers=tuple(self._layers.values()), files=self._files)
-        (self.location / BUILDING).write_bytes(write_document(state))
+        for name, entry in self._layers.items():
+            if name not in self._parts:
+                self._parts[name] = json_part(entry), json_part(self._files[name])
+        layers, files = ({name: self._parts[name][part] for name in self._layers} for part in (0, 1))
+        (self.location / BUILDING).write_bytes(write_state(self.header, list(layers.values()), files))
+        self._unnamed = False
+        self._named_at = time.monotonic()
+
+
+def _found(place: Location) -> Manifest | BuildState | None:
+    try:
+        return read_document(Manifest, (place / MANIFEST).read_bytes(), place / MANIFEST)
+    except FileNotFoundError:
+        pass
+    try:
+        return read_document(BuildState, (place / BUILDING).read_bytes(), place / BUILDING)
+    except FileNotFoundError:
+        return None
 
 
 def _short(value: Any) -> str:

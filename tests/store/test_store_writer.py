@@ -10,6 +10,7 @@ import pytest
 from evoray.errors import EvorayError, UserError
 from evoray.store import LayerEntry, LevelCost, StoreHeader, StoreWriter, Variant, VariantStore
 from evoray.store import writer as writer_module
+from evoray.store.manifest import BuildState, read_document, write_document
 
 NAMES = ("blocks.0.q", "blocks.0.k", "blocks.1.q", "blocks.1.k")
 
@@ -133,6 +134,67 @@ def test_a_build_killed_in_the_middle_of_a_file_goes_on(tmp_path, whole):
     assert set(files(place)) == {"building.json", *(f"layers/{name}.arrow" for name in NAMES[:2])}
     build(place).finish()
     assert files(place) == whole
+
+
+@pytest.mark.parametrize("count", range(len(NAMES) + 1))
+def test_what_is_finished_is_told_as_a_whole_document_tells_it(tmp_path, count):
+    writer = build(tmp_path, NAMES[:count], model='a "model"\nof two lines, ü')
+    if not count:
+        writer._save()
+    text = (tmp_path / "building.json").read_bytes()
+    state = read_document(BuildState, text, "building.json")
+    assert write_document(state) == text
+    assert [layer.name for layer in state.layers] == list(NAMES[:count])
+
+
+class Seconds:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self, monkeypatch):
+        self.now = 100.0
+        monkeypatch.setattr(writer_module.time, "monotonic", lambda: self.now)
+
+
+def named(place: Path) -> list[str]:
+    """The layers that would survive a crash."""
+    path = place / "building.json"
+    return [layer.name for layer in read_document(BuildState, path.read_bytes(), path).layers] if path.exists() else []
+
+
+def test_layers_that_are_made_fast_are_named_together(tmp_path, whole, monkeypatch):
+    clock, place = Seconds(monkeypatch), tmp_path / "store"
+    writer = StoreWriter(place, header())
+    found = []
+    for name, seconds in zip(NAMES, (0.0, 0.6, 0.6, 7.0), strict=True):
+        clock.now += seconds
+        writer.write(entry(name), variants(name), name=False)
+        writer.name_finished(after=1.0)
+        found.append(named(place))
+        assert writer.finished_layers() == set(NAMES[: len(found)])
+    # The first at once, so that whoever looks finds a store in the making.
+    assert found == [list(NAMES[:1]), list(NAMES[:1]), list(NAMES[:3]), list(NAMES)]
+    writer.finish()
+    assert files(place) == whole
+
+
+def test_whatever_was_named_last_a_build_ends_with_the_same_bytes(tmp_path, whole, monkeypatch):
+    """Killed with any number of files in place, of which any number are named."""
+    Seconds(monkeypatch)
+    for written in range(len(NAMES) + 1):
+        for known in range(written + 1):
+            place = tmp_path / f"{known} of {written}"
+            writer = StoreWriter(place, header())
+            for number, name in enumerate(NAMES[:written], start=1):
+                writer.write(entry(name), variants(name), name=number == known)
+            assert StoreWriter(place, header()).finished_layers() == set(NAMES[:known])
+            build(place).finish()
+            assert files(place) == whole
+    writer = StoreWriter(tmp_path / "at the end", header())
+    for name in NAMES:
+        writer.write(entry(name), variants(name), name=False)
+    assert named(tmp_path / "at the end") == []
+    writer.name_finished()
+    assert named(tmp_path / "at the end") == list(NAMES)
 
 
 def test_building_a_finished_store_again_does_nothing(tmp_path, whole):
