@@ -5,6 +5,7 @@ What is in the room:
 - `kinds`: finds the module of a kind by its name: `quantization`, `sparsity`, `joint`.
 - `plan`: what can be settled from names and shapes: `check_group_size`, `store_header`, `layer_entry`.
 - `builder`: `build`: all layers of a model, of any kind, going on where an interrupted build stopped.
+- `work`, `crew`: what one worker of a build does, and who does it: this process, or many.
 - `evopress`: takes a folder of variants that EvoPress made into a store.
 - `hessian`: Hessians of one block's layers; which layers share an input is found by looking.
 - `columns`: the loop over columns that GPTQ and SparseGPT share.

@@ -1,4 +1,4 @@
-"""Makes the variants of every layer of a model, block by block: `build`.
+"""Makes the variants of every layer of a model, block by block: `build`, in this process, and `build_by`, by any crew.
 
 What is finished is never made again: a build that was cut off takes the states of the Hessian text through the
 finished blocks, with the weights that the first time had, and goes on. So it ends with the same bytes.
@@ -6,24 +6,23 @@ finished blocks, with the weights that the first time had, and goes on. So it en
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
-import torch
-from torch import Tensor
-
-from evoray.compress.hessian import HessianWalk, SharedHessian, relative_errors
-from evoray.compress.outliers import outlier_ratios
-from evoray.compress.plan import check_text, layer_entry
-from evoray.compress.recipe import HessianInputs, Levels, Recipe
+from evoray.compress.crew import Crew, LocalCrew
+from evoray.compress.hessian import shared_inputs
+from evoray.compress.plan import check_text
+from evoray.compress.recipe import HessianInputs, Recipe
+from evoray.compress.work import BuildWork, Finished, Task
 from evoray.errors import EvorayError
-from evoray.formats import dense_weight
 from evoray.model import ModelAdapter
-from evoray.store import Manifest, StoreWriter, VariantStore
+from evoray.store import Manifest, StoreWriter, Variant, VariantStore
 from evoray.store.cache import NodeCache
 from evoray.store.manifest import BUILDING, BuildState, read_document
+from evoray.store.writer import NAMING
 from evoray.tokens import TokenText
 
 Progress: TypeAlias = Callable[[int, int, str], None]
@@ -68,19 +67,66 @@ def build(
         >>> writer = StoreWriter("my-store", header)      # refuses a store made otherwise  # doctest: +SKIP
         >>> manifest = build(ModelAdapter(load_model("gpt2")), writer, recipe, text)       # doctest: +SKIP
     """
-    recipe.check({name: (ref.out_features, ref.in_features) for name, ref in adapter.layers.items()})
+    check_build(writer, recipe, text, {name: (r.out_features, r.in_features) for name, r in adapter.layers.items()})
+    work = BuildWork(adapter, writer.header, recipe, text if recipe.needs_text else None)
+    blocks = {name: ref.block for name, ref in adapter.layers.items()}
+    try:
+        return build_by(LocalCrew(work), writer, recipe, blocks, progress=progress, note=note)
+    finally:
+        work.restore()
+
+
+def check_build(
+    writer: StoreWriter, recipe: Recipe, text: TokenText | None, shapes: Mapping[str, tuple[int, int]]
+) -> None:
+    """Sees that writer, recipe, text and layers belong together.
+
+    Args:
+        writer: of the store.
+        recipe: how variants are made.
+        text: the Hessian text.
+        shapes: layer -> output rows, input columns.
+
+    Raises:
+        UserError: the recipe does not fit the layers, or the text is missing.
+        ValueError: the header is another.
+    """
+    recipe.check(shapes)
     check_text(recipe, text)
     _check_header(writer, recipe, text if recipe.needs_text else None)
-    work = _Build(adapter, writer, recipe, progress or (lambda done, total, name: None), note)
+
+
+def build_by(
+    crew: Crew,
+    writer: StoreWriter,
+    recipe: Recipe,
+    blocks: Mapping[str, int],
+    *,
+    progress: Progress | None = None,
+    note: Callable[[str], None] = _logger.warning,
+) -> Manifest:
+    """`build` by whatever crew, which has model and text. The store has the same bytes whoever makes it.
+
+    Args:
+        crew: does the work.
+        writer: of the store; see `check_build`.
+        recipe: how variants are made.
+        blocks: layer -> index of its block, in the order of the model.
+        progress: told at the start and after each layer.
+        note: told what a user should know.
+    """
+    led = _Build(crew, writer, recipe, blocks, progress or (lambda done, total, name: None), note)
     try:
-        if recipe.needs_text and text is not None:
-            work.with_hessians(text)
+        if recipe.needs_text:
+            led.with_hessians()
         else:
-            work.without_hessians()
-    finally:
-        for name in adapter.layers:
-            adapter.restore(name)
-    return writer.finish(list(adapter.layers))
+            led.without_hessians()
+    except BaseException:
+        # Nothing that is finished shall be made again; but what ended the build is to be told, not that this fails too.
+        with contextlib.suppress(EvorayError):
+            writer.name_finished()
+        raise
+    return writer.finish(list(blocks))
 
 
 def _check_header(writer: StoreWriter, recipe: Recipe, text: TokenText | None) -> None:
@@ -105,104 +151,76 @@ class _Build:
 
     def __init__(
         self,
-        adapter: ModelAdapter,
+        crew: Crew,
         writer: StoreWriter,
         recipe: Recipe,
+        blocks: Mapping[str, int],
         progress: Progress,
         note: Callable[[str], None],
     ) -> None:
-        self.adapter = adapter
+        self.crew = crew
         self.writer = writer
         self.recipe = recipe
+        self.blocks = blocks
         self.progress = progress
         self.note = note
-        self.compressor = recipe.compressor(writer.header)
-        self.todo = [name for name in adapter.layers if name not in writer.finished_layers()]
+        self.todo = [name for name in blocks if name not in writer.finished_layers()]
+        # Of the block that is being made: its layers in the model compressed so far.
+        self.made: dict[str, Variant] = {}
         self._report("start")
 
     def without_hessians(self) -> None:
         """Layer by layer, by weights alone."""
-        for name in self.todo:
-            self._write(name, self.compressor.alone(self._weight(name)), None)
+        self.crew.make([Task((name,), (name,)) for name in self.todo], self._take)
+        self.crew.finish()
 
-    def with_hessians(self, text: TokenText) -> None:
+    def with_hessians(self) -> None:
         """Block by block, by the inputs of its layers."""
         missing = set(self.todo)
         if not missing:
             return
-        blocks: list[list[str]] = [[] for _ in range(self.adapter.n_blocks)]
-        for name, ref in self.adapter.layers.items():
-            blocks[ref.block].append(name)
-        last = max(block for block, names in enumerate(blocks) if missing & set(names))
+        names_of: dict[int, list[str]] = {}
+        for name, block in self.blocks.items():
+            names_of.setdefault(block, []).append(name)
+        last = max(self.blocks[name] for name in missing)
         following = self.recipe.hessian_inputs is HessianInputs.QUANTIZED
-        walk = HessianWalk(self.adapter, text, self.recipe.tokens_per_pass)
         blind: list[str] = []
-        for block, names in enumerate(blocks[: last + 1]):
-            made: dict[str, Levels] = {}
+        for block in range(last + 1):
+            names = names_of.get(block, [])
             if missing & set(names):
                 # With base weights the pass that looks moves the states on, too.
-                for shared in walk.observe(block, names, advance=not following):
-                    if missing & set(shared.layers):
-                        made |= self._group(shared, missing)
-                for name in [name for name in names if name in missing - set(made)]:
-                    made[name] = self.compressor.alone(self._weight(name))
-                    self._write(name, made[name], None)
-                    blind.append(name)
+                shared = shared_inputs(names, self.crew.observe(block, moves=not following))
+                groups = [Task(layers, missing, lower_II) for layers, lower_II in shared if missing & set(layers)]
+                seen = {name for layers, _ in shared for name in layers}
+                unseen = [name for name in names if name in missing - seen]
+                blind += unseen
+                self.made = {}
+                self.crew.make([*groups, *(Task((name,), (name,)) for name in unseen)], self._take)
             elif not following:
-                walk.advance(block)
+                self.crew.advance(block, None)
             if following and block < last:
-                for name in names:
-                    self._swap(name, made.get(name))
-                walk.advance(block)
-                for name, ref in self.adapter.layers.items():
-                    if ref.block < walk.boundary:
-                        self.adapter.restore(name)
+                self.crew.finish()
+                self.crew.advance(block, {name: self._compressed(name) for name in names})
+        self.crew.finish()
         if blind:
             listed = ", ".join(blind[:3]) + (f" and {len(blind) - 3} more" if len(blind) > 3 else "")
             done = self.recipe.textless[1]
             self.note(f"the Hessian text gave no input to {len(blind)} layers, which are {done}: {listed}")
 
-    def _group(self, shared: SharedHessian, missing: set[str]) -> Mapping[str, Levels]:
-        """Makes all layers of a group, and writes those that are missing.
-
-        A group is always made as a whole, so that its matrix products have the shapes, and the bits, of the first time.
-        """
-        made = self.compressor.with_hessian({name: self._weight(name) for name in shared.layers}, shared.matrix_II)
-        for note in made.notes:
+    def _take(self, finished: Finished) -> None:
+        """Writes the layers of a task. They were made together, and are named together."""
+        for note in finished.notes:
             self.note(note)
-        for name in shared.layers:
-            if name in missing:
-                self._write(name, made.layers[name], shared.matrix_II)
-        return made.layers
+        for entry, variants in finished.layers:
+            self.writer.write(entry, variants, name=False)
+            if self.recipe.needs_text and self.recipe.hessian_inputs is HessianInputs.QUANTIZED:
+                self.made[entry.name] = next(each for each in variants if each.level == self.recipe.inputs_level)
+            self._report(entry.name)
+        self.writer.name_finished(after=NAMING)
 
-    def _weight(self, name: str) -> Tensor:
-        weight_OI = self.adapter.weight_OI(name).to(torch.float32)
-        if not bool(weight_OI.isfinite().all()):
-            raise EvorayError(f"layer {name} has weights that are not finite; the checkpoint can't be compressed")
-        return weight_OI
-
-    def _write(self, name: str, levels: Levels, hessian_II: Tensor | None) -> None:
-        ref = self.adapter.layers[name]
-        weight_OI = self._weight(name)
-        dense = (weight.dequantize(torch.float32) for weight in levels.values())
-        errors = relative_errors(weight_OI, dense, hessian_II)
-        variants = [
-            weight.to_variant(name, level, error) for (level, weight), error in zip(levels.items(), errors, strict=True)
-        ]
-        entry = layer_entry(name, ref.block, ref.out_features, ref.in_features, self.writer.header)
-        outliers = outlier_ratios(weight_OI, hessian_II)
-        self.writer.write(entry.model_copy(update={"outliers": outliers}), variants)
-        self._report(name)
-
-    def _swap(self, name: str, made: Levels | None) -> None:
-        """Gives a layer its weight in the model compressed so far: just made, or read back from the store."""
-        level = self.recipe.inputs_level
-        base = self.adapter.layers[name].base
-        if made is not None:
-            weight_OI = made[level].dequantize(base.dtype)
-        else:
-            weight_OI = dense_weight(self._finished.read(name, level), base.dtype, base.device)
-        self.adapter.swap(name, self.adapter.ready(name, weight_OI))
+    def _compressed(self, name: str) -> Variant:
+        """A layer in the model compressed so far: just made, or read back from the store."""
+        return self.made[name] if name in self.made else self._finished.read(name, self.recipe.inputs_level)
 
     @functools.cached_property
     def _finished(self) -> VariantStore:
@@ -213,4 +231,4 @@ class _Build:
         return VariantStore(location, manifest, NodeCache(None))
 
     def _report(self, name: str) -> None:
-        self.progress(len(self.writer.finished_layers()), len(self.adapter.layers), name)
+        self.progress(len(self.writer.finished_layers()), len(self.blocks), name)

@@ -1,12 +1,12 @@
-"""Hessians of the layers of one block: `HessianWalk`, `SharedHessian`, `relative_errors`.
+"""Hessians of the layers of one block: `HessianWalk`, `add_sums`, `shared_inputs`, `whole_hessian`, `relative_errors`.
 
 GPTQ's Hessian of a layer is X^T X over all its inputs: rows of X are positions of the text. Layers that read the same
 tensor (q/k/v, gate/up) share one. Which do is found by looking: hooks on the block's layers see their inputs, and
 inputs that are the same memory in the same state are the same input.
 
-The walk keeps the hidden states of the whole text at one block boundary, on the CPU, and takes them block by block
-through the model. The text's batches are cut into a fixed number of shards, each shard is summed on its own, and the
-sums are added in order.
+The text's batches are cut into a fixed number of shards, each shard is summed on its own, and the sums are added in
+order. A walk keeps the hidden states of shards at block boundaries, on the CPU, and takes them block by block through
+the model, each shard for itself: so shards may be walked by different processes.
 
 Shape letters: B rows of a batch, T tokens, I in, O out, N positions that count.
 """
@@ -27,8 +27,9 @@ from evoray.errors import EvorayError
 from evoray.model import ModelAdapter
 from evoray.tokens import Batch, TokenText, all_batches
 
-Sums: TypeAlias = dict[tuple[str, ...], Tensor]
-"""Layers that saw the same inputs -> sum of X^T X over those inputs, float32 [I, I], lower triangle only."""
+Sums: TypeAlias = dict[tuple[str, ...], Any]
+"""Layers that saw the same inputs -> sum of X^T X over those inputs, float32 [I, I], lower triangle only: tensors, or
+arrays where they have come from another process. They are only added, and that has the same bits in both."""
 
 # X^T X is symmetric, so only panels of columns from the diagonal down are computed: 9/16 of the work with eight panels.
 _PANELS = 8
@@ -36,21 +37,17 @@ _PANELS = 8
 _LEAST_PANEL = 64
 
 
-@dataclass(frozen=True)
-class SharedHessian:
-    """The Hessian of layers with the same inputs.
+@dataclass
+class _Shard:
+    """A part of the text on its way: its batches, the boundary it stands at, and the states there."""
 
-    Attributes:
-        layers: their names, in the order of the model.
-        matrix_II: mean of x x^T over the positions, float32 [I, I] on the model's device.
-    """
-
-    layers: tuple[str, ...]
-    matrix_II: Tensor
+    batches: list[Batch]
+    boundary: int
+    states: list[Tensor | None]
 
 
 class HessianWalk:
-    """Takes a text through a model block by block and sums up what the layers see.
+    """Takes shards of a text through a model block by block and sums up what the layers see.
 
     Args:
         adapter: the model.
@@ -60,7 +57,10 @@ class HessianWalk:
     Example:
         >>> walk = HessianWalk(adapter, text, 4096)             # doctest: +SKIP
         >>> for block in range(adapter.n_blocks):               # doctest: +SKIP
-        ...     shared = walk.observe(block, names_of_layers)   # and the states move on to the next block
+        ...     total = {}
+        ...     for shard in range(HESSIAN_SHARDS):
+        ...         # and the states move on to the next block
+        ...         add_sums(total, walk.observe(shard, block, names_of_layers, advance=True))
     """
 
     def __init__(self, adapter: ModelAdapter, text: TokenText, tokens_per_pass: int) -> None:
@@ -68,98 +68,139 @@ class HessianWalk:
         self._text = text
         batches = all_batches(text, tokens_per_pass)
         edges = [len(batches) * shard // HESSIAN_SHARDS for shard in range(HESSIAN_SHARDS + 1)]
-        self._shards = [range(first, last) for first, last in itertools.pairwise(edges)]
-        self._batches: list[Batch] = batches
-        self._boundary = 0
-        self._states: list[Tensor | None] = [None] * len(batches)
+        self._batches = [batches[first:last] for first, last in itertools.pairwise(edges)]
+        self._shards: dict[int, _Shard] = {}
         self._copies = False
 
-    @property
-    def boundary(self) -> int:
+    def boundary(self, shard: int) -> int:
         """The block boundary whose states are kept: passes begin there, so weights before it are out of use."""
-        return self._boundary
+        return self._shards[shard].boundary if shard in self._shards else 0
 
-    def observe(self, block: int, layers: Collection[str], *, advance: bool) -> list[SharedHessian]:
-        """One pass of the whole text through a block, with a look at the inputs of its layers.
+    @property
+    def last_boundary(self) -> int:
+        """That of the shard which is furthest behind, of all that are on their way."""
+        return min((shard.boundary for shard in self._shards.values()), default=0)
+
+    def observe(self, shard: int, block: int, layers: Collection[str], *, advance: bool) -> Sums:
+        """One pass of a shard through a block, with a look at the inputs of its layers.
 
         Args:
-            block: its index; the blocks before it have been walked.
+            shard: of the text, 0 to `HESSIAN_SHARDS` - 1.
+            block: its index; the shard has walked the blocks before it.
             layers: names of its layers, in the order of the model.
             advance: let the states move on to the next boundary. Without it they stay, for `advance`.
 
         Returns:
-            Hessians in the order of their first layers. Layers that got no input in the whole text have none.
-
-        Raises:
-            EvorayError: inputs that are not finite.
+            What the layers saw of this shard. Layers that got no input stand in no group.
         """
-        total: Sums = {}
+        walked = self._begun(shard)
         moving = advance and block + 1 in self._adapter.boundaries
-        for shard in self._shards:
-            sums: Sums = {}
-            for index in shard:
-                output = self._look(index, block, layers, sums)
-                if moving:
-                    self._states[index] = output
-            for group, sum_II in sums.items():
-                total[group] = total[group] + sum_II if group in total else sum_II
+        sums: Sums = {}
+        for index, batch in enumerate(walked.batches):
+            output = self._look(walked, index, batch, block, layers, sums)
+            if moving:
+                walked.states[index] = output
         if moving:
-            self._boundary = block + 1
-        return self._shared(layers, total)
+            walked.boundary = block + 1
+        return sums
 
-    def advance(self, block: int) -> None:
-        """Lets the states pass a block with the weights that it has now."""
+    def advance(self, shard: int, block: int) -> None:
+        """Lets a shard's states pass a block with the weights that it has now."""
+        walked = self._begun(shard)
         # Where no pass can begin (blocks that read what earlier ones left behind), the states stay where they are.
         if block + 1 in self._adapter.boundaries:
-            for index in range(len(self._batches)):
-                self._states[index] = self._run(index, block)
-            self._boundary = block + 1
+            for index in range(len(walked.batches)):
+                walked.states[index] = self._run(walked, index, block)
+            walked.boundary = block + 1
 
-    def _look(self, index: int, block: int, layers: Collection[str], sums: Sums) -> Tensor:
+    def _begun(self, shard: int) -> _Shard:
+        if shard not in self._shards:
+            batches = self._batches[shard]
+            self._shards[shard] = _Shard(batches, 0, [None] * len(batches))
+        return self._shards[shard]
+
+    def _look(
+        self, walked: _Shard, index: int, batch: Batch, block: int, layers: Collection[str], sums: Sums
+    ) -> Tensor:
         """Runs one batch through a block, adds what its layers see to `sums`, and returns the state behind it."""
         with _Watch(self._adapter, layers, copy=self._copies) as watch:
-            output = self._run(index, block)
+            output = self._run(walked, index, block)
         if watch.spoilt:
             # Something writes into the tensors that layers have read. Then copies have to be taken, from now on.
             self._copies = True
-            return self._look(index, block, layers, sums)
+            return self._look(walked, index, batch, block, layers, sums)
         for group, inputs in watch.inputs():
-            for rows_NI in _counted(inputs, self._batches[index]):
+            for rows_NI in _counted(inputs, batch):
                 _add_product(sums, group, rows_NI)
         return output
 
-    def _run(self, index: int, block: int) -> Tensor:
-        batch, state = self._batches[index], self._states[index]
+    def _run(self, walked: _Shard, index: int, block: int) -> Tensor:
+        state = walked.states[index]
         device = self._adapter.device
-        ids_BT = torch.from_numpy(batch.ids(self._text).astype(np.int64)).to(device)
+        ids_BT = torch.from_numpy(walked.batches[index].ids(self._text).astype(np.int64)).to(device)
         output = self._adapter.hidden(
             ids_BT,
-            start=self._boundary,
+            start=walked.boundary,
             hidden_BTD=None if state is None else state.to(device),
             stop=block + 1,
         )
         return output.to("cpu")
 
-    def _shared(self, layers: Collection[str], total: Sums) -> list[SharedHessian]:
-        # Nearly always each layer stands in one group. Where two layers share an input in some passes only (experts),
-        # each gets the sum of the groups it is in; those with the same groups share the Hessian.
-        groups_of = {name: tuple(group for group in total if name in group) for name in layers}
-        together: dict[tuple[tuple[str, ...], ...], list[str]] = {}
-        for name, groups in groups_of.items():
-            if groups:
-                together.setdefault(groups, []).append(name)
-        shared: list[SharedHessian] = []
-        for groups, names in together.items():
-            matrix_II = total[groups[0]]
-            for group in groups[1:]:
-                matrix_II = matrix_II + total[group]
-            matrix_II = (matrix_II.tril() + matrix_II.tril(-1).T).div_(self._text.tokens)
-            if not bool(matrix_II.diagonal().isfinite().all()):
-                raise EvorayError(
-                    f"layer {names[0]} gets inputs that are not finite; build in another --dtype (bfloat16 or float32)"
-                )
-            shared.append(SharedHessian(tuple(names), matrix_II))
-        return shared
+
+def add_sums(total: Sums, sums: Sums) -> None:
+    """Adds what the layers of a block saw of one shard to the total of the shards before it."""
+    for group, sum_II in sums.items():
+        total[group] = total[group] + sum_II if group in total else sum_II
+
+
+def shared_inputs(layers: Collection[str], total: Sums) -> list[tuple[tuple[str, ...], Any]]:
+    """The layers that share a Hessian.
+
+    Nearly always each layer stands in one group. Where two layers share an input in some passes only (experts), each
+    gets the sum of the groups it is in; those with the same groups share the Hessian.
+
+    Args:
+        layers: names, in the order of the model.
+        total: of all shards.
+
+    Returns:
+        Names and sum of X^T X, lower triangle only, in the order of the first layers. Layers that got no input in the
+        whole text are left out.
+    """
+    together: dict[tuple[tuple[str, ...], ...], list[str]] = {}
+    for name in layers:
+        groups = tuple(group for group in total if name in group)
+        if groups:
+            together.setdefault(groups, []).append(name)
+    found: list[tuple[tuple[str, ...], Any]] = []
+    for groups, names in together.items():
+        lower_II = total[groups[0]]
+        for group in groups[1:]:
+            lower_II = lower_II + total[group]
+        found.append((tuple(names), lower_II))
+    return found
+
+
+def whole_hessian(layers: tuple[str, ...], lower_II: Tensor, tokens: int) -> Tensor:
+    """The Hessian of layers that share an input: mean of x x^T over the positions of the text.
+
+    Args:
+        layers: their names, for the message.
+        lower_II: sum of X^T X, of which only the lower triangle is read: float32 [I, I].
+        tokens: of the whole text.
+
+    Returns:
+        float32 [I, I], symmetric, on the same device.
+
+    Raises:
+        EvorayError: inputs that are not finite.
+    """
+    matrix_II = (lower_II.tril() + lower_II.tril(-1).T).div_(tokens)
+    if not bool(matrix_II.diagonal().isfinite().all()):
+        raise EvorayError(
+            f"layer {layers[0]} gets inputs that are not finite; build in another --dtype (bfloat16 or float32)"
+        )
+    return matrix_II
 
 
 class _Watch:

@@ -1,11 +1,14 @@
 """Hessians against X^T X of inputs that plain hooks collect, block by token block, without padding."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
 from tiny import VOCABULARY, tiny_model
 
-from evoray.compress.hessian import HessianWalk
+from evoray.compress.hessian import HessianWalk, Sums, add_sums, shared_inputs, whole_hessian
+from evoray.compress.recipe import HESSIAN_SHARDS
 from evoray.errors import EvorayError
 from evoray.model import ModelAdapter
 from evoray.tokens import TokenText
@@ -38,8 +41,36 @@ def slow_hessians(adapter: ModelAdapter, text: TokenText) -> dict[str, torch.Ten
     return sums
 
 
+@dataclass(frozen=True)
+class Shared:
+    """The Hessian of layers with the same inputs."""
+
+    layers: tuple[str, ...]
+    matrix_II: torch.Tensor
+
+
+class Walk:
+    """All shards of a text, one after the other."""
+
+    def __init__(self, adapter: ModelAdapter, text: TokenText, tokens_per_pass: int) -> None:
+        self.walk, self.text = HessianWalk(adapter, text, tokens_per_pass), text
+
+    def observe(self, block: int, layers: list[str], *, advance: bool) -> list[Shared]:
+        total: Sums = {}
+        for shard in range(HESSIAN_SHARDS):
+            add_sums(total, self.walk.observe(shard, block, layers, advance=advance))
+        return [
+            Shared(names, whole_hessian(names, lower_II, self.text.tokens))
+            for names, lower_II in shared_inputs(layers, total)
+        ]
+
+    def advance(self, block: int) -> None:
+        for shard in range(HESSIAN_SHARDS):
+            self.walk.advance(shard, block)
+
+
 def walk_all(adapter: ModelAdapter, text: TokenText, tokens_per_pass: int):
-    walk = HessianWalk(adapter, text, tokens_per_pass)
+    walk = Walk(adapter, text, tokens_per_pass)
     found = []
     for block in range(adapter.n_blocks):
         names = [name for name, ref in adapter.layers.items() if ref.block == block]
@@ -99,12 +130,12 @@ def test_layers_that_share_an_input_are_found(family, groups):
     for block in range(adapter.n_blocks):
         names = [name for name, ref in adapter.layers.items() if ref.block == block]
         prefix = names[0].split(f".{block}.")[0] + f".{block}."
-        walk = HessianWalk(adapter, random_text(), 64)
+        walk = Walk(adapter, random_text(), 64)
         for before in range(block):
             walk.advance(before)
         found = walk.observe(block, names, advance=False)
         assert [shared.layers for shared in found] == [tuple(prefix + name for name in group) for group in groups]
-        assert walk.boundary == block
+        assert walk.walk.last_boundary == block
 
 
 def test_the_walk_is_the_same_bits_every_time_and_with_other_layers_watched():
@@ -112,7 +143,7 @@ def test_the_walk_is_the_same_bits_every_time_and_with_other_layers_watched():
     text = random_text()
     first, again = walk_all(adapter, text, 48), walk_all(adapter, text, 48)
     assert all(torch.equal(one.matrix_II, other.matrix_II) for one, other in zip(first, again, strict=True))
-    walk = HessianWalk(adapter, text, 48)
+    walk = Walk(adapter, text, 48)
     walk.observe(0, [], advance=True)
     walk.advance(1)
     names = [name for name, ref in adapter.layers.items() if ref.block == 2]
@@ -126,7 +157,7 @@ def test_weights_swapped_behind_the_states_decide_what_later_layers_see():
     adapter = ModelAdapter(tiny_model("llama"))
     text = random_text()
     names = [[name for name, ref in adapter.layers.items() if ref.block == block] for block in range(2)]
-    walk = HessianWalk(adapter, text, 48)
+    walk = Walk(adapter, text, 48)
     walk.observe(0, names[0], advance=False)
     for name in names[0]:
         adapter.swap(name, adapter.ready(name, adapter.weight_OI(name) * 0.5))
@@ -167,4 +198,4 @@ def test_inputs_that_are_not_finite_are_refused():
     adapter.model.model.layers[0].input_layernorm.weight.data[3] = float("inf")
     names = [name for name, ref in adapter.layers.items() if ref.block == 0]
     with pytest.raises(EvorayError, match=r"model\.layers\.0\.self_attn\.q_proj gets inputs that are not finite"):
-        HessianWalk(adapter, random_text(), 48).observe(0, names, advance=True)
+        Walk(adapter, random_text(), 48).observe(0, names, advance=True)
