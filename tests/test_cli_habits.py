@@ -56,6 +56,7 @@ def test_a_dry_run_answers_in_numbers(call: Call, material: Material, tmp_path: 
     manifest = VariantStore.open(str(tmp_path / "store")).manifest
     assert build["disk_bytes"] == sum(cost.bytes for layer in manifest.layers for cost in layer.costs.values())
     assert (build["layers"], build["levels"], build["hessian_tokens"]) == (21, ["2", "4"], 512)
+    assert build["base_model_bytes"] < build["worker_memory_bytes"] < build["base_model_bytes"] + (400 << 20)
     searching = choosing("search", material, tmp_path / "run", *QUICK, "--target-bits", 2.8, "--generations", 3)
     search = json.loads(call(*searching, "--dry-run", "--json").out)
     # Four offspring and their parent, then two and the parent, of each generation.
@@ -121,11 +122,11 @@ class Writes:
         self.layers: list[str] = []
         write = StoreWriter.write
 
-        def counted(writer: StoreWriter, entry: Any, variants: Any) -> Any:
+        def counted(writer: StoreWriter, entry: Any, variants: Any, *, name: bool = True) -> Any:
             if len(self.layers) == stop_at:
                 raise KeyboardInterrupt
             self.layers.append(entry.name)
-            return write(writer, entry, variants)
+            return write(writer, entry, variants, name=name)
 
         monkeypatch.setattr(StoreWriter, "write", counted)
 

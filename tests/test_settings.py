@@ -173,6 +173,9 @@ def test_gptq_needs_text() -> None:
         ({"from_evopress": "f", "data": "d"}, "--data does not go with --from-evopress"),
         ({"from_evopress": "f", "kind": "joint"}, "EvoPress makes no joint variants; give --kind quantization or spar"),
         ({"from_evopress": "f", "kind": "sparsity", "group_size": 64}, "--group-size does not go with --kind sparsity"),
+        ({"from_evopress": "f", "workers": 2}, "--workers does not go with --from-evopress: nothing is computed"),
+        ({"method": "rtn", "address": "a:1"}, "--address needs workers on that cluster: give --workers auto or a num"),
+        ({"method": "rtn", "workers": "many"}, "--workers 'many': should be auto, a number, or a range such as 4..16"),
     ],
 )
 def test_what_does_not_go_together_in_a_build(given: dict[str, Any], said: str) -> None:
@@ -189,6 +192,8 @@ def test_what_a_build_may_be() -> None:
         {"kind": "sparsity", "method": "magnitude", "target_sparsity": "0.5", "steps": "4"},
         {"kind": "joint", "data": "d", "group_size": 64, "hessian_level": "4x0.5"},
         {"from_evopress": "f", "group_size": 64, "cost_format": "tight"},
+        {"data": "d", "workers": "auto", "threads": 2, "address": "a:1"},
+        {"data": "d", "workers": "2..4", "wait": 60},
     ):
         settings = load_settings(BuildSettings, {"model": "m", "store": "s", **given})
         assert settings.levels is None

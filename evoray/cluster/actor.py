@@ -1,6 +1,6 @@
 """The process of a worker under Ray.
 
-Holds: `WorkerActor`, `UnpreparedError`, `breaks_device`.
+Holds: `ModelActor`, `WorkerActor`, `UnpreparedError`, `breaks_device`, `or_die`.
 
 What a process of Ray imports to know this class decides what it reads of its environment, so torch, transformers and
 what imports them come in only when the worker is built.
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import ray
 
 from evoray.cluster.metrics import TransferMetrics
-from evoray.cluster.worker import DeviceRecord, Worker, WorkerSpec, take_environment
+from evoray.cluster.worker import DeviceRecord, ModelWorker, Worker, WorkerSpec, take_environment
 from evoray.errors import EvorayError
 from evoray.log_line import JsonFormatter
 
@@ -44,7 +44,7 @@ class UnpreparedError(Exception):
     """The process was restarted while it had no call; it has to be prepared again, and no work is to blame."""
 
 
-class WorkerActor:
+class ModelActor:
     """The worker's process. Building the worker may fail, so that is a call with a result, not the constructor.
 
     Args:
@@ -57,8 +57,7 @@ class WorkerActor:
     def __init__(self, environment: dict[str, str] | None = None, number: int = 0) -> None:
         take_environment(environment or {})
         self._at, self._lines = "{}", _log_as_json(number)
-        self.worker: Worker | None = None
-        self._transfers = TransferMetrics()
+        self.worker: ModelWorker | None = None
         # After its driver or node was killed, Ray would keep this process, and its device's memory, for a minute.
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
@@ -77,7 +76,7 @@ class WorkerActor:
         if self.worker is None:
             began = time.monotonic()
             try:
-                self.worker = Worker(spec)
+                self.worker = self._make(spec)
             except Exception as error:
                 if (cause := _device_error(error)) is None:
                     raise
@@ -86,25 +85,54 @@ class WorkerActor:
             _logger.info("ready after %.1f s with %s on %s", seconds, spec.model, self.worker.record.device)
         return self.worker.record, self.worker.notes
 
+    def start(self, at: str, spec: WorkerSpec) -> tuple[DeviceRecord, tuple[str, ...]]:
+        """`prepare`, as the driver calls it; `at` is what log lines say beside their text, as JSON."""
+        self._log_at(at)
+        return self.prepare(spec)
+
+    def _log_at(self, at: str) -> None:
+        if at != self._at:
+            self._at, self._lines.at = at, json.loads(at)
+
+    def _make(self, spec: Any) -> ModelWorker:
+        """What this process holds, of the spec that the driver gave."""
+        raise NotImplementedError
+
+    def _ready(self) -> Any:
+        """What `_make` made.
+
+        Raises:
+            UnpreparedError: nothing yet.
+        """
+        if self.worker is None:
+            raise UnpreparedError
+        return self.worker
+
+
+class WorkerActor(ModelActor):
+    """The process of an evaluator."""
+
+    def __init__(self, environment: dict[str, str] | None = None, number: int = 0) -> None:
+        super().__init__(environment, number)
+        self._transfers = TransferMetrics()
+
+    def _make(self, spec: WorkerSpec) -> Worker:
+        return Worker(spec)
+
     def losses(self, rows_NL: np.ndarray, work: Work, fitness: Fitness) -> np.ndarray:
         """See `Evaluator.losses`."""
-        worker = self._ready()
-        losses_NB = _or_die(lambda: worker.losses(rows_NL, work, fitness))
+        worker: Worker = self._ready()
+        losses_NB = or_die(lambda: worker.losses(rows_NL, work, fitness))
         self._transfers.publish()
         return losses_NB
 
     def each(self, method: str, work: Work, *arguments: Any) -> Any:
         """See `Worker.each`."""
-        worker = self._ready()
-        return _or_die(lambda: worker.each(method, work, *arguments))
+        worker: Worker = self._ready()
+        return or_die(lambda: worker.each(method, work, *arguments))
 
     # As the driver calls them. Plain bytes and strings cost it a third less to send than arrays and enumerations. `at`
     # is what log lines say beside their text, as JSON: the run and its generation. Nothing else may depend on it.
-
-    def start(self, at: str, spec: WorkerSpec) -> tuple[DeviceRecord, tuple[str, ...]]:
-        """`prepare`."""
-        self._log_at(at)
-        return self.prepare(spec)
 
     def measure(self, at: str, count: int, rows: bytes, work: Work, fitness: str) -> tuple[np.ndarray, float]:
         """`losses` of int8 rows, and the seconds they took."""
@@ -123,15 +151,6 @@ class WorkerActor:
         self._log_at(at)
         began = time.perf_counter()
         return self.each(method, work, *arguments), time.perf_counter() - began
-
-    def _log_at(self, at: str) -> None:
-        if at != self._at:
-            self._at, self._lines.at = at, json.loads(at)
-
-    def _ready(self) -> Worker:
-        if self.worker is None:
-            raise UnpreparedError
-        return self.worker
 
 
 def _log_as_json(number: int) -> JsonFormatter:
@@ -165,7 +184,7 @@ def _device_error(error: BaseException | None) -> BaseException | None:
     return None
 
 
-def _or_die(call: Callable[[], Result]) -> Result:
+def or_die(call: Callable[[], Result]) -> Result:
     """The call's result. Where it breaks the device, this process ends: its work is done again in another one."""
     try:
         return call()

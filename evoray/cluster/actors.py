@@ -1,11 +1,12 @@
 """The processes of workers as the driver sees them: asked for, placed, prepared, refused, begun anew.
 
-Holds: `ActorPool`.
+Holds: `Actors`, `is_loss`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,15 +16,15 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
-from evoray.cluster.actor import WorkerActor
+from evoray.cluster.actor import ModelActor, UnpreparedError
 from evoray.cluster.capacity import Node, Room, lacking_gpus, max_gpus, room_for_workers
 from evoray.cluster.connection import connect, nodes
 from evoray.cluster.environment import check_nodes, packages
 from evoray.cluster.logs import WorkerLogs
 from evoray.cluster.metrics import RunMetrics
-from evoray.cluster.pool import Pool, say
+from evoray.cluster.pool import say
 from evoray.cluster.ray_errors import LOSSES, first_line, told
-from evoray.cluster.worker import WorkerSpec
+from evoray.cluster.worker import DeviceRecord, WorkerSpec
 from evoray.errors import EvorayError, UserError
 from evoray.settings.workers import worker_range
 
@@ -72,12 +73,21 @@ class Actor:
     ending: bool = False
 
 
-class ActorPool(Pool):
-    """Workers as actors of Ray, without anything to do. See `open_pool`.
+class Actors:
+    """Workers as actors of Ray, without anything to do. For the arguments see `open_pool`.
 
     Args:
-        actor_class: what runs in the workers' processes; tests give one that dies when it is told to.
+        actor_class: what runs in the workers' processes.
+
+    Attributes:
+        workers: how many there are.
+        record: what the bits of the workers depend on.
+        notes: what they say of the model.
     """
+
+    workers: int
+    record: DeviceRecord
+    notes: tuple[str, ...]
 
     def __init__(
         self,
@@ -92,10 +102,10 @@ class ActorPool(Pool):
         note: Callable[[str], None] = say,
         keep_log: Callable[[str, bytes], None] | None = None,
         run: str | None = None,
-        actor_class: type[WorkerActor] = WorkerActor,
+        actor_class: type[ModelActor],
     ) -> None:
-        super().__init__()
-        self.at(run)
+        # See `Pool.at`.
+        self._at = json.dumps({} if run is None else {"run": run})
         self._note, self._wait, self._hung_at_start = note, wait, hung_at_start
         self._logs = WorkerLogs(keep_log)
         self._actors: list[Actor] = []
@@ -199,7 +209,8 @@ class ActorPool(Pool):
         if asked is None and room.workers < room.slots:
             self._note(
                 f"{room.workers} workers, where cores or GPUs would do for {room.slots}: each asks for "
-                f"{room.memory / 1e9:.2f} GB of memory; a lower --variant-memory may let more in"
+                f"{room.memory / 1e9:.2f} GB of memory"
+                + ("; a lower --variant-memory may let more in" if room.variants else "")
             )
 
     def _note_unplaced(self) -> None:
@@ -339,3 +350,8 @@ class ActorPool(Pool):
         if all(other.refused for other in self._actors):
             raise UserError(f"the last worker {why}")
         self._note(f"worker {actor.index} is refused: it {why}")
+
+
+def is_loss(error: RayError) -> bool:
+    """Whether a call failed because its worker was lost, or was another process than the one that was prepared."""
+    return isinstance(error, LOSSES) or (isinstance(error, RayTaskError) and isinstance(error.cause, UnpreparedError))

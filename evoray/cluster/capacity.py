@@ -102,7 +102,8 @@ def room_for_workers(
         largest = max(node.memory for node in able)
         raise UserError(
             f"each worker asks for at least {least / 1e9:.2f} GB of memory, and the largest node has "
-            f"{largest / 1e9:.2f} GB for workers; lower --variant-memory, add a larger node, or use --workers 0"
+            f"{largest / 1e9:.2f} GB for workers; {'lower --variant-memory, ' if likes.variants else ''}"
+            "add a larger node, or use --workers 0"
         )
     wanted = fitting(least) if workers is None else min(workers, fitting(least))
     low, high = least, most

@@ -1,12 +1,20 @@
-"""Which pool: the driver's own process, or actors of Ray.
+"""Which pool: the driver's own process, or actors of Ray. And crews of builds, which are always the latter.
 
-Holds: `open_pool`.
+Holds: `open_pool`, `open_crew`, `crew_device`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from evoray.cluster.pool import LocalPool, Pool, say
 from evoray.cluster.worker import WorkerSpec
+from evoray.settings.workers import worker_range
+
+if TYPE_CHECKING:
+    from evoray.cluster.build_worker import BuildSpec
+    from evoray.cluster.ray_crew import RayCrew
 
 
 def open_pool(
@@ -63,3 +71,49 @@ def open_pool(
         keep_log=keep_log,
         run=run,
     )
+
+
+def open_crew(
+    spec: BuildSpec,
+    *,
+    workers: int | str | None = None,
+    address: str | None = None,
+    wait: float = 600.0,
+    memory: int = 0,
+    note: Callable[[str], None] = say,
+    keep_log: Callable[[str, bytes], None] | None = None,
+) -> RayCrew:
+    """Opens the crew of a build; use it as a context manager.
+
+    Args:
+        spec: how each worker is built.
+        workers, address, wait, memory, keep_log: as for `open_pool`; 0 workers are none of Ray's.
+        note: told of lost and refused workers and of missing room, a line each.
+
+    Raises:
+        UserError: no such cluster, no node with memory for a worker, or workers that can't load what the spec names.
+        EvorayError: no worker within `wait`.
+    """
+    from evoray.cluster.ray_crew import RayCrew
+
+    return RayCrew(spec, workers=workers, address=address, wait=wait, memory=memory, note=note, keep_log=keep_log)
+
+
+def crew_device(address: str | None, workers: int | str | None, threads: int) -> str:
+    """Where the workers of a build on a cluster would run: "cuda" where it has GPUs, else "cpu".
+
+    A store's header names it before there are workers, and a driver's own machine may have other devices.
+
+    Raises:
+        UserError: no such cluster.
+    """
+    import ray
+
+    from evoray.cluster.connection import connect, nodes
+
+    connection = connect(address, worker_range(workers)[1], threads)
+    try:
+        return "cuda" if any(node.gpus >= 1 for node in nodes()) else "cpu"
+    finally:
+        if connection.ours:
+            ray.shutdown()

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError
 
-from evoray.cluster.actor import UnpreparedError, WorkerActor
-from evoray.cluster.actors import PAUSE, POLL, TRIES, Actor, ActorPool
+from evoray.cluster.actor import WorkerActor
+from evoray.cluster.actors import PAUSE, POLL, TRIES, Actor, Actors, is_loss
 from evoray.cluster.ahead import Ahead, Kept, Pair, pairs
 from evoray.cluster.capacity import room_for_workers
 from evoray.cluster.connection import draining, nodes
 from evoray.cluster.dispatch import Dispatcher, Item, shares
-from evoray.cluster.pool import say
-from evoray.cluster.ray_errors import LOSSES, first_line, process_died, told
+from evoray.cluster.pool import Pool, say
+from evoray.cluster.ray_errors import first_line, process_died, told
 from evoray.cluster.speeds import Speeds
 from evoray.cluster.worker import WorkerSpec
 from evoray.errors import EvorayError, UserError
@@ -55,7 +55,7 @@ class _Late:
     pair: Pair | None
 
 
-class RayPool(ActorPool):
+class RayPool(Actors, Pool):
     """See `open_pool`.
 
     Args:
@@ -86,7 +86,9 @@ class RayPool(ActorPool):
         self._late: dict[Any, _Late] = {}
         self._adopting: list[tuple[Any, _Late]] = []
         self._kept = Kept()
-        super().__init__(
+        Pool.__init__(self)
+        Actors.__init__(
+            self,
             spec,
             workers=workers,
             address=address,
@@ -293,7 +295,7 @@ class RayPool(ActorPool):
         try:
             result, seconds = ray.get(ref)
         except RayError as error:
-            if not _is_loss(error):
+            if not is_loss(error):
                 self.busy.end(actor.index)
                 raise told(error) from None
             added.discard(actor.index)
@@ -317,7 +319,7 @@ class RayPool(ActorPool):
             if late.pair is not None:
                 self._kept.put(late.pair, result[0])
         except RayError as error:
-            if _is_loss(error):
+            if is_loss(error):
                 self._late = {ref: other for ref, other in self._late.items() if other.actor is not actor}
                 self._lose(actor, error, dispatcher, aside)
                 return
@@ -415,8 +417,3 @@ class _Placed:
         if batch not in self._refs:
             self._refs[batch] = ray.put(self._works[batch])
         return self._refs[batch]
-
-
-def _is_loss(error: RayError) -> bool:
-    """Whether a call failed because its worker was lost, or was another process than the one that was prepared."""
-    return isinstance(error, LOSSES) or (isinstance(error, RayTaskError) and isinstance(error.cause, UnpreparedError))

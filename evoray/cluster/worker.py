@@ -1,8 +1,8 @@
 """One evaluator in some process: what it is made from, and what its bits depend on.
 
-Holds: `WorkerSpec`, `DeviceRecord`, `versions`, `cpu_name`, `gpu_names`, `Worker`. Knows no Ray: the driver's own
-process runs the same worker. Imports no torch and no transformers before a worker is built: they read the environment
-once, and what is forwarded has to be there by then.
+Holds: `WorkerSpec`, `DeviceRecord`, `versions`, `cpu_name`, `gpu_names`, `ModelWorker`, `Worker`. Knows no Ray: the
+driver's own process runs the same worker. Imports no torch and no transformers before a worker is built: they read the
+environment once, and what is forwarded has to be there by then.
 """
 
 from __future__ import annotations
@@ -118,8 +118,13 @@ class DeviceRecord:
         return [f"{key}: {mine[key]}, not {theirs[key]}" for key in mine if mine[key] != theirs[key]]
 
 
-class Worker:
-    """An evaluator with the model loaded, and its record.
+class ModelWorker:
+    """A loaded model, and the record of what its bits depend on.
+
+    Attributes:
+        adapter: the model.
+        store: of the spec; None where it names none.
+        record, notes: what the driver is told.
 
     Raises:
         UserError: other versions than the driver's, other base weights, a model or store that can't be read.
@@ -140,14 +145,13 @@ class Worker:
         # Late, so that the environment above decides where weights are looked for.
         import torch
 
-        from evoray.evaluator import Evaluator
         from evoray.model import ModelAdapter, checkpoint_facts, load_model, pick_devices
         from evoray.store import VariantStore
 
         # The whole machine is shared by one-thread workers; more threads than cores are many times slower.
         torch.set_num_threads(spec.threads)
-        store = None if spec.store is None else VariantStore.open(spec.store, cache_bytes=spec.cache_bytes)
-        if store is not None or spec.weights_digest is not None:
+        self.store = None if spec.store is None else VariantStore.open(spec.store, cache_bytes=spec.cache_bytes)
+        if self.store is not None or spec.weights_digest is not None:
             facts = checkpoint_facts(
                 spec.model, spec.revision, spec.trust_remote_code, allow_partial=spec.allow_partial
             )
@@ -157,8 +161,8 @@ class Worker:
                     f"({facts.weights_digest[:12]}, not {spec.weights_digest[:12]}); "
                     "give --revision, or clear its cache"
                 )
-            if store is not None:
-                store.manifest.check_made_from(spec.model, facts.weights_digest)
+            if self.store is not None:
+                self.store.manifest.check_made_from(spec.model, facts.weights_digest)
         places = pick_devices(spec.device, spec.gpus)
         device = places[0]
         model = load_model(
@@ -170,18 +174,9 @@ class Worker:
             trust_remote_code=spec.trust_remote_code,
             gpus=spec.gpus,
         )
-        adapter = ModelAdapter(model, allow_partial=spec.allow_partial)
-        adapter.check_droppable(spec.droppable)
-        self.evaluator: Evaluator = Evaluator(
-            adapter,
-            store,
-            droppable=spec.droppable,
-            top_k=spec.top_k,
-            work_bytes=spec.work_bytes,
-            variant_bytes=spec.variant_bytes,
-            reuse=spec.reuse,
-        )
-        self.notes = adapter.notes
+        self.adapter = ModelAdapter(model, allow_partial=spec.allow_partial)
+        self.adapter.check_droppable(spec.droppable)
+        self.notes = self.adapter.notes
         self.record = DeviceRecord(
             device=gpu_names([torch.cuda.get_device_name(each) for each in places])
             if device.type == "cuda"
@@ -189,11 +184,29 @@ class Worker:
             capability=".".join(map(str, torch.cuda.get_device_capability(device)))
             if device.type == "cuda"
             else torch.backends.cpu.get_cpu_capability(),
-            dtype=str(adapter.dtype).removeprefix("torch."),
+            dtype=str(self.adapter.dtype).removeprefix("torch."),
             attention=str(getattr(model.config, "_attn_implementation", None)),
             threads=spec.threads,
             top_k=spec.top_k,
             **found,
+        )
+
+
+class Worker(ModelWorker):
+    """An evaluator with the model loaded."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        super().__init__(spec)
+        from evoray.evaluator import Evaluator
+
+        self.evaluator: Evaluator = Evaluator(
+            self.adapter,
+            self.store,
+            droppable=spec.droppable,
+            top_k=spec.top_k,
+            work_bytes=spec.work_bytes,
+            variant_bytes=spec.variant_bytes,
+            reuse=spec.reuse,
         )
 
     def losses(self, rows_NL: np.ndarray, work: Work, fitness: Fitness) -> np.ndarray:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from evoray.model import Facts
 from evoray.report.tables import human_bytes
-from evoray.run.build import plan_build
+from evoray.run.build import build_memory, plan_build
 from evoray.run.plan import plan_search
 from evoray.settings import BuildSettings, SearchSettings
 
@@ -65,7 +65,10 @@ def build_estimate(settings: BuildSettings) -> tuple[Table, dict[str, Any]]:
         "levels": list(plan.header.levels),
         "base_model_bytes": plan.facts.parameter_bytes,
     }
-    memory = human_bytes(plan.facts.parameter_bytes) + " for the base model in its own dtype"
+    figures["worker_memory_bytes"] = build_memory(plan, settings)
+    memory = human_bytes(figures["worker_memory_bytes"])
+    memory += " of this process at most" if settings.workers == 0 else " of each worker at most"
+    memory += f", {human_bytes(plan.facts.parameter_bytes)} for the base model in its own dtype"
     if isinstance(plan.source, EvopressFolder):
         figures["disk_bytes"] = plan.source.disk_bytes
         return _table(rows | {"disk": human_bytes(plan.source.disk_bytes), "memory": memory}), figures
@@ -80,7 +83,7 @@ def build_estimate(settings: BuildSettings) -> tuple[Table, dict[str, Any]]:
         "Hessian text": f"{tokens:,} tokens",
         "disk": human_bytes(disk),
         "memory": memory,
-        "time": _times(operations),
+        "time": _times(operations) + ("" if settings.workers == 0 else ", over the workers"),
     }
     return _table(rows), figures | {"hessian_tokens": tokens, "disk_bytes": disk, **_hours(operations)}
 

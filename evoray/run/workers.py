@@ -11,12 +11,12 @@ from evoray.cluster import Pool, WorkerSpec, open_pool
 from evoray.cluster.capacity import HostMemory
 from evoray.model import Facts, model_folder
 from evoray.run.progress import Progress
-from evoray.settings import TOP_K, ChoiceSettings, EvalSettings
+from evoray.settings import TOP_K, BuildSettings, ChoiceSettings, EvalSettings
 from evoray.store import Location, Manifest
 
 MIB = 1 << 20
 
-_S = TypeVar("_S", bound=ChoiceSettings | EvalSettings)
+_S = TypeVar("_S", bound=BuildSettings | ChoiceSettings | EvalSettings)
 
 
 def located(settings: _S) -> _S:

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from evoray.settings.fields import MODEL, RECIPE, Level, Levels, ModelSettings, flag
+from evoray.settings.workers import Workers
 
 METHODS = {
     "quantization": ("gptq", "rtn"),
@@ -79,14 +80,29 @@ class BuildSettings(ModelSettings):
     )
     separator: str = Field("auto", description="What cuts a .txt file: auto, none, a line, or re:PATTERN.")
     tokens_per_pass: int = Field(2048, ge=8, description="Most tokens of a forward pass, padding included.")
-    threads: int | None = Field(None, ge=1, description="Threads of torch. Default: all cores.")
+    workers: Workers = Field(
+        0,
+        description="Workers: auto (one per GPU of the cluster, or one per core), a number, or MIN..MAX, which begins "
+        "with MIN and lets more join. 0: this process, without Ray. The store is the same with any.",
+    )
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="Threads of torch in each worker; on CPUs part of a store's bits. Default: those that the store "
+        "was begun with; else all cores, or 1 with --workers.",
+    )
+    address: str | None = Field(None, description="Address of a running Ray cluster. Default: a local one.")
+    wait: float = Field(600, ge=0, description="Seconds to wait for a worker to be placed; loading is not counted.")
     seed: int = Field(0, ge=0, description="Orders the documents.")
     dry_run: bool = Field(False, description="Say what it would take, and stop.")
 
     @model_validator(mode="after")
     def _fits_the_kind(self) -> "BuildSettings":
+        if self.address is not None and self.workers == 0:
+            raise ValueError("--address needs workers on that cluster: give --workers auto or a number")
         if self.from_evopress is not None:
             self._refuse_beside("--from-evopress", self._given(_MAKING), "the folder decides them")
+            self._refuse_beside("--from-evopress", self._given({"workers"}), "nothing is computed")
             if self.kind == "joint":
                 raise ValueError("EvoPress makes no joint variants; give --kind quantization or sparsity")
         usual, textless, *others = METHODS[self.kind]

@@ -1,5 +1,6 @@
 """Whole builds of tiny models: what is in the store, and that an interrupted build ends with the same bytes."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -11,8 +12,13 @@ import pytest
 import torch
 from tiny import VOCABULARY, tiny_model
 
+from evoray.cluster.rota import Rota
 from evoray.compress import HessianInputs, Method, Quantization, build, store_header
+from evoray.compress.builder import build_by
 from evoray.compress.gptq import gptq
+from evoray.compress.hessian import add_sums
+from evoray.compress.recipe import HESSIAN_SHARDS
+from evoray.compress.work import BuildWork
 from evoray.errors import EvorayError, UserError
 from evoray.formats import dense_weight
 from evoray.model import ModelAdapter, checkpoint_facts
@@ -157,6 +163,92 @@ def test_an_interrupted_build_ends_with_the_same_bytes(name, family, facts_of, t
         assert not (tmp_path / "parts" / "manifest.json").exists()
     run(facts, family, tmp_path / "parts", recipe, adapter=adapter)
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
+class Ring:
+    """A crew of several models in this process, some of which lose all that they have in hand, now and then."""
+
+    def __init__(self, works, losses, seed):
+        self.works, self.losses, self.draws = works, losses, np.random.default_rng(seed)
+        self.rota, self.given, self.sums, self.tasks, self.lost = Rota(HESSIAN_SHARDS), {}, {}, [], 0
+        self.new = [work() for work in works]
+
+    def turn(self, done):
+        while not done():
+            worker = int(self.draws.integers(len(self.works)))
+            item = self.rota.assign(worker)
+            if self.draws.random() < self.losses:
+                self.lost += 1
+                self.rota.lost(worker)
+                self.new[worker] = self.works[worker]()
+            elif item is not None:
+                self.carry(self.new[worker], item)
+                self.rota.done(worker)
+
+    def carry(self, work, item):
+        if isinstance(item, int):
+            task, take = self.tasks[item]
+            take(work.make(task))
+        elif item.looks:
+            self.sums[item.shard] = work.observe(item.shard, item.block, moves=item.moves)
+        else:
+            work.advance(item.shard, item.block, self.given.get(item.block))
+
+    def observe(self, block, *, moves):
+        self.rota.walk(block, looks=True, moves=moves)
+        self.turn(lambda: self.rota.walked)
+        total = {}
+        for shard in range(HESSIAN_SHARDS):
+            add_sums(total, self.sums.pop(shard))
+        return total
+
+    def advance(self, block, given):
+        if given is not None:
+            self.given[block] = dict(given)
+        self.rota.walk(block, looks=False, moves=True)
+        self.turn(lambda: self.rota.walked)
+
+    def make(self, tasks, take):
+        for task in tasks:
+            self.tasks.append((task, take))
+            self.rota.add(len(self.tasks) - 1)
+
+    def finish(self):
+        self.turn(lambda: not self.rota.unfinished)
+
+
+@pytest.mark.parametrize(
+    ("name", "family"), [("rtn", "gpt2"), ("gptq", "llama"), ("quantized", "llama"), ("quantized", "gemma3n")]
+)
+def test_any_crew_makes_the_same_bytes_whoever_is_lost(name, family, facts_of, tmp_path):
+    if family == "gemma3n":  # blocks that can't be resumed: what is compressed has to stay in place behind a boundary
+        tiny_model(family).save_pretrained(tmp_path / "model")
+        facts = checkpoint_facts(str(tmp_path / "model"), allow_partial=True)
+    else:
+        facts = facts_of(family)
+    adapters = [ModelAdapter(tiny_model(family), allow_partial=True) for _ in range(3)]
+    recipe = RECIPES[name]
+    blocks = {layer: ref.block for layer, ref in adapters[0].layers.items()}
+    run(facts, family, tmp_path / "whole", recipe, adapter=adapters[0])
+    text = random_text() if recipe.needs_text else None
+    for seed, losses in ((0, 0.0), (1, 0.1 if recipe.needs_text else 0.4)):
+        place, lost = tmp_path / str(seed), 0
+        for stop in (1, 6, 11, None):
+            writer = start(facts, place, recipe)
+            works = [
+                functools.partial(BuildWork, adapter, writer.header, recipe, text)
+                for adapter in adapters[: 3 if stop != 6 else 1]
+            ]
+            ring = Ring(works, losses, seed)
+            if stop is None:
+                build_by(ring, writer, recipe, blocks)
+            else:
+                with pytest.raises(Interrupted):
+                    build_by(ring, writer, recipe, blocks, progress=stop_after(stop))
+            lost += ring.lost
+        assert bool(lost) == bool(losses)
+        assert contents(place) == contents(tmp_path / "whole")
+        assert all(torch.equal(ref.module.weight, ref.base) for each in adapters for ref in each.layers.values())
 
 
 def test_finished_layers_are_not_computed_again(facts_of, tmp_path, monkeypatch):
