@@ -10,6 +10,8 @@ shared, over seconds of the workers together. So it has in it what is lost by cu
 rung, by the driver, and by workers that die. Not in it: variants that are not ready yet, and the way of batches to the
 nodes.
 
+What an item costs a driver that everything waits for is measured by `benchmarks/driver_cost.py`.
+
     python -m benchmarks.simulate_cluster
 """
 
