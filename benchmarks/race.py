@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.log import append, table
-from evoray.evolve import FixedRace, HalvingRace, Known, RaceFactory, SequentialRace, rungs
+from evoray.evolve import FixedRace, HalvingRace, RaceFactory, SequentialRace, rungs
 from evoray.evolve.race import loss_per_token
 from evoray.run.journal import Journal
 from evoray.space import Genotype
@@ -84,10 +84,7 @@ def recorded(journal: Journal, least: int) -> Iterator[Recorded]:
 
 
 def replay(policy: RaceFactory, of: Recorded, survivors: str, tokens: str, rng: np.random.Generator) -> Replay:
-    """One race on half of the blocks, judged on the other half.
-
-    The parent's losses on the draw that lasts are known, as they are in a search, where it won on them.
-    """
+    """One race on half of the blocks, judged on the other half. Of the parent nothing is known, as after it has won."""
     blocks = rng.permutation(len(of.tokens_B))
     told, truth = np.array_split(blocks, 2)
     parent = of.genotypes[0]
@@ -100,10 +97,7 @@ def replay(policy: RaceFactory, of: Recorded, survivors: str, tokens: str, rng: 
         starts = np.cumsum(np.take(of.tokens_B, order[skip:], mode="wrap"))
         return order[skip : skip + 1 + int(np.searchsorted(starts, count))]
 
-    everything = on(0, True, 0, steps[-1].tokens)
-    there_B = of.tokens_B[everything]
-    known = {parent: Known(of.losses_NB[0, everything], there_B, steps[-1].tokens)}
-    race, spent = policy(of.genotypes[1:], (parent,), steps, known), 0
+    race, spent = policy(of.genotypes[1:], (parent,), steps, {}), 0
     while (wanted := race.ask()) is not None:
         draw = wanted.drawn
         chosen = on(draw.index, draw.lasting, draw.skip, wanted.tokens)

@@ -142,7 +142,7 @@ class Tally:
         mine_B, others_B = self._losses.get(genotype, np.zeros(0)), self._losses.get(other, np.zeros(0))
         return difference(mine_B[:blocks], others_B[:blocks], self._tokens_B[:blocks])
 
-    def known(self, genotype: Genotype) -> Known:
-        """All that there is of a genotype."""
+    def known(self, genotype: Genotype, skip: int = 0) -> Known:
+        """All that there is of a genotype, behind so many blocks of the draw."""
         losses_B = self._losses.get(genotype, np.zeros(0))
-        return Known(losses_B, self._tokens_B[: len(losses_B)], self.asked(genotype))
+        return Known(losses_B, self._tokens_B[: len(losses_B)], self.asked(genotype), skip)

@@ -171,17 +171,19 @@ class Rung:
 
 @dataclass(frozen=True)
 class Known:
-    """What was measured of a parent on the first blocks of the lasting draw.
+    """What was measured of a parent on blocks of the lasting draw that had no part in choosing it.
 
     Attributes:
         losses_B: float64 [B], sums per block in nats.
         tokens_B: int64 [B], tokens each sum is over.
         asked: on how many tokens it was measured; a measure may count fewer, such as those that are predicted.
+        skip: blocks of the draw before these, which chose parents. Equal for all parents of a race.
     """
 
     losses_B: NDArray[np.float64]
     tokens_B: NDArray[np.int64]
     asked: int
+    skip: int = 0
 
 
 class RaceFactory(Protocol):

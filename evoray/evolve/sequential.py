@@ -46,12 +46,11 @@ class SequentialRace:
     worse than the best child beyond doubt leaves; at the end of a rung no more than its survivors go on. When one child
     is left, it is chosen; when every child is worse than the best parent beyond doubt, the parents stay.
 
-    On the last rung the chosen ones are compared with the parents on a draw that lasts for the run, so that what was
-    measured of a parent when it was a child is known and need not be measured again, and that had no part in choosing
-    the child. (It may have chosen the parent, which makes its loss there look too low, never too high: errors against
-    children.) There are four looks, at an eighth, a quarter, half and all of the rung's tokens. A child wins
-    when its loss is lower beyond doubt, see `Doubts.accepting`, than that of the parent it would replace, and no other
-    that still may win has a lower one; it leaves when it looks worse, or has too little to gain.
+    On the last rung the chosen ones are compared with the parents on a draw that lasts for the run, on blocks that
+    chose neither: what is known of a parent there is from races that children lost to it, and need not be measured
+    again. There are four looks, at an eighth, a quarter, half and all of the rung's tokens. A child wins when its loss
+    is lower beyond doubt, see `Doubts.accepting`, than that of the parent it would replace, and no other that still may
+    win has a lower one; it leaves when it looks worse, or has too little to gain.
 
     Without parents the rungs only choose, and the best by their mean go on.
 
@@ -59,7 +58,7 @@ class SequentialRace:
         offspring: distinct genotypes; may be empty where there are parents.
         parents: distinct genotypes, the best first; none for a race that only picks the best of its candidates.
         rungs: at least one. The last names as many survivors as there are parents, or more.
-        known: of parents, on the first blocks of the lasting draw.
+        known: of parents, on blocks of the lasting draw.
         doubts: when it is sure enough.
         merge: new candidates from children that beat the parent on the first rung; they race from there.
 
@@ -84,9 +83,10 @@ class SequentialRace:
         self._children = [genotype for genotype in offspring if genotype not in self._parents]
         self._first = (*self._parents, *self._children)[0]
         self._chosen_on, self._confirmed_on = Tally(), Tally()
-        for parent in self._parents:
-            if known is not None and parent in known:
-                there = known[parent]
+        there_of = {parent: known[parent] for parent in self._parents if known is not None and parent in known}
+        self._skip = max((there.skip for there in there_of.values()), default=0)
+        for parent, there in there_of.items():
+            if len(there.losses_B):
                 self._confirmed_on.add([parent], there.losses_B[None], there.tokens_B, there.asked)
         self._rung, self._asked, self._look = 0, 0, 0
         self._tests = 1
@@ -153,7 +153,7 @@ class SequentialRace:
         unknown = tuple(parent for parent in self._parents if not self._confirmed_on.blocks(parent))
         if unknown:
             look = looks_at(self._last.tokens)[0]
-            found.append(Ahead(Measurement(self._asked + 1, unknown, look, Draw(0, lasting=True))))
+            found.append(Ahead(Measurement(self._asked + 1, unknown, look, Draw(0, self._skip, lasting=True))))
         return tuple(found)
 
     def _ask(self, genotypes: Sequence[Genotype], tokens: int, draw: Draw) -> None:
@@ -254,7 +254,7 @@ class SequentialRace:
             same = [genotype for genotype in behind if tally.blocks(genotype) == first]
             done = tally.asked(same[0])
             until = next(look for look in looks if look > done)
-            self._ask(same, until - done, Draw(0, first, lasting=True))
+            self._ask(same, until - done, Draw(0, self._skip + first, lasting=True))
             return
         self._look += 1
         self._judge(tally, over=self._look == len(looks))

@@ -10,7 +10,7 @@ Holds: `Outcome`, `OnePlusLambda`.
         strategy.tell(strategy.outcome(race.result), told)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from evoray.errors import UserError
@@ -128,6 +128,7 @@ class OnePlusLambda:
         self._proposals = Mutants(space, mutation) if proposals is None else proposals
         self._patience, self._in_vain = patience, 0
         self._known: dict[Genotype, Known] = {}
+        self._skip = 0
         self._rungs = tuple(rungs)
         self._seed = seed
         self._generations = generations
@@ -238,7 +239,7 @@ class OnePlusLambda:
         if not self._population or not self._proposals.surveys:
             self._in_vain = self._in_vain + 1 if self._population[:1] == whole[:1] else 0
         self._proposals.learn(told)
-        self._known = _known(whole, self._known, told)
+        self._known = self._known_of(whole, told)
         self._population = whole
         self._fitness = outcome.fitness
         self._generation += 1
@@ -247,6 +248,24 @@ class OnePlusLambda:
     @property
     def _named(self) -> str:
         return "the parent" if len(self._population) == 1 else f"the {len(self._population)} parents"
+
+    def _known_of(self, population: Sequence[Genotype], told: Sequence[Told]) -> dict[Genotype, Known]:
+        """What the next race may know of each parent on the lasting draw.
+
+        Blocks that chose a parent say too much good of it: measured there, its children would have to be luckier than
+        it was, and the search would stand still. So with a new parent all begin anew, behind them.
+        """
+        tally = Tally()
+        for genotype, known in self._known.items():
+            tally.add([genotype], known.losses_B[None], known.tokens_B, known.asked)
+        for each in told:
+            asked = each.measurement
+            if asked.drawn.lasting:
+                tally.add(asked.genotypes, each.losses_NB, each.tokens_B, asked.tokens)
+        if new := [genotype for genotype in population if genotype not in self._population]:
+            self._skip += max(tally.blocks(genotype) for genotype in new)
+            tally = Tally()
+        return {genotype: tally.known(genotype, self._skip) for genotype in population}
 
     def _candidates(self) -> tuple[Genotype, ...]:
         drawn = initial(self._space, self._initial_candidates, rng(self._seed, 0, Purpose.START))
@@ -271,17 +290,3 @@ def _evenly(genotypes: Sequence[Genotype], most: int) -> tuple[Genotype, ...]:
 
 def _plain(genotype: Sequence[int]) -> Genotype:
     return tuple(int(index) for index in genotype)
-
-
-def _known(
-    population: Sequence[Genotype], before: Mapping[Genotype, Known], told: Sequence[Told]
-) -> dict[Genotype, Known]:
-    """What there is of each parent on the first blocks of the lasting draw."""
-    tally = Tally()
-    for genotype, known in before.items():
-        tally.add([genotype], known.losses_B[None], known.tokens_B, known.asked)
-    for each in told:
-        asked = each.measurement
-        if asked.drawn.lasting:
-            tally.add(asked.genotypes, each.losses_NB, each.tokens_B, asked.tokens)
-    return {genotype: tally.known(genotype) for genotype in population if tally.blocks(genotype)}

@@ -196,6 +196,18 @@ def test_what_is_known_of_the_parent_is_not_measured_again_and_changes_nothing()
     assert known.result.fitness == plain.result.fitness
 
 
+def test_blocks_that_chose_the_parents_are_passed_over():
+    rungs = [Rung(2, 32), Rung(1, 512)]
+    nothing = Known(np.zeros(0), np.zeros(0, dtype=np.int64), 0, skip=37)
+    race = SequentialRace([(1,)], [(0,)], rungs, {(0,): nothing})
+    assert [each.measurement.drawn.skip for each in race.ahead(lambda wanted: 1)] == [37]
+    _, asked = play(race, noisy(-0.5, 3))
+    lasting = [wanted for wanted in asked if wanted.drawn.lasting]
+    assert lasting[0].genotypes == ((0,), (1,))
+    assert lasting[0].drawn.skip == 37
+    assert all(wanted.drawn.skip >= 37 for wanted in lasting)
+
+
 def test_a_parent_that_is_known_on_fewer_looks_catches_up():
     rungs = [Rung(2, 32), Rung(1, 512)]
     loss = noisy(-0.3, 8)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evoray.errors import UserError
-from evoray.evolve import FixedRace, LevelSwitch, OnePlusLambda, Outcome, rungs
+from evoray.evolve import FixedRace, LevelSwitch, OnePlusLambda, Outcome, SequentialRace, Told, rungs
 
 STAGES = rungs([4, 1], [8, 16])
 
@@ -276,3 +276,36 @@ def test_of_many_guesses_those_that_race_lie_evenly(space_of, count, offspring):
     taken = [guesses.index(each) for each in raced if each in guesses][: min(count, offspring // 4)]
     assert len(taken) == min(count, offspring // 4)
     assert len({after - before for before, after in pairwise(taken)}) <= 2
+
+
+def test_a_new_parent_is_compared_on_blocks_that_did_not_choose_it(space_of):
+    space = space_of([[2, 3, 4]] * 8, 24, level="1")
+    strategy = make(space, race=SequentialRace, rungs=rungs([1], [64]))
+
+    def one(loss_of):
+        """A generation on blocks of four tokens: its parent, and what was measured as (skip, blocks, genotypes)."""
+        race, told = strategy.ask(), []
+        while (wanted := race.ask()) is not None:
+            tokens_B = np.full(wanted.tokens // 4, 4)
+            losses_NB = np.array([[loss_of(g) * 4] * len(tokens_B) for g in wanted.genotypes])
+            told.append(Told(wanted, losses_NB, tokens_B))
+            race.tell(losses_NB, tokens_B)
+        parent = strategy.parent
+        strategy.tell(strategy.outcome(race.result), told)
+        assert all(each.measurement.drawn.lasting for each in told)
+        asked = [(each.measurement, len(each.tokens_B)) for each in told]
+        return parent, [(wanted.drawn.skip, blocks, wanted.genotypes) for wanted, blocks in asked]
+
+    start, first = one(lambda g: float(g != space.uniform()))
+    assert strategy.parent == start
+    assert first[0][:2] == (0, 2)
+    # The parent that stays is known there.
+    winner = strategy.ask().ask().genotypes[0]
+    assert start not in strategy.ask().ask().genotypes
+    _, second = one(lambda g: 1.0 - 3 * (g == winner))
+    assert strategy.parent == winner
+    assert second[0][0] == 0
+    used = max(skip + count for skip, count, genotypes in second if winner in genotypes)
+    again = strategy.ask().ask()
+    assert again.drawn.skip == used > 0
+    assert winner in again.genotypes
