@@ -4,7 +4,8 @@
 `roster.py`, `speeds.py`: `Roster`, `Speeds`: what each worker has in hand, and how fast it is; pure logic.
 `worker.py`: `WorkerSpec`, `DeviceRecord`, `Worker`: one evaluator and the facts that its bits depend on.
 `pool.py`: `Pool`, `LocalPool`: what a driver sees.
-`opening.py`: `open_pool`: the one or the other; `open_crew`: the workers of a build.
+`opening.py`: `open_pool`: the one or the other; `open_crew`: the workers of a build;
+`joins_cluster`, `crew_device`: where they would be, and on what.
 `capacity.py`: `HostMemory`, `room_for_workers`, `usable_cores`: how many workers the nodes have room for; pure logic.
 `connection.py`: joining or starting Ray.
 `actor.py`: `ModelActor`, `WorkerActor`: the process of a worker.
@@ -20,7 +21,7 @@
 """
 
 from evoray.cluster.dispatch import Dispatcher, Item
-from evoray.cluster.opening import crew_device, open_crew, open_pool
+from evoray.cluster.opening import crew_device, joins_cluster, open_crew, open_pool
 from evoray.cluster.pool import LocalPool, Pool
 from evoray.cluster.worker import DeviceRecord, Worker, WorkerSpec
 
@@ -33,6 +34,7 @@ __all__ = [
     "Worker",
     "WorkerSpec",
     "crew_device",
+    "joins_cluster",
     "open_crew",
     "open_pool",
 ]

@@ -1,10 +1,11 @@
 """Which pool: the driver's own process, or actors of Ray. And crews of builds, which are always the latter.
 
-Holds: `open_pool`, `open_crew`, `crew_device`.
+Holds: `open_pool`, `open_crew`, `joins_cluster`, `crew_device`.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -97,6 +98,13 @@ def open_crew(
     from evoray.cluster.ray_crew import RayCrew
 
     return RayCrew(spec, workers=workers, address=address, wait=wait, memory=memory, note=note, keep_log=keep_log)
+
+
+def joins_cluster(address: str | None) -> bool:
+    """Whether workers would be on a cluster that is there already, whose devices may be others than this machine's."""
+    import ray
+
+    return address is not None or "RAY_ADDRESS" in os.environ or ray.is_initialized()
 
 
 def crew_device(address: str | None, workers: int | str | None, threads: int) -> str:

@@ -3,13 +3,12 @@
 Holds: `run_build`, `BuildPlan`, `plan_build`, `build_memory`.
 """
 
-import os
 import tempfile
 from dataclasses import dataclass, replace
 
 import torch
 
-from evoray.cluster import crew_device, open_crew
+from evoray.cluster import crew_device, joins_cluster, open_crew
 from evoray.cluster.build_worker import BuildSpec
 from evoray.cluster.capacity import usable_cores
 from evoray.compress import Recipe, build, store_header
@@ -149,7 +148,7 @@ def run_build(settings: BuildSettings, progress: Progress | None = None) -> Mani
     _check_writable(settings.store)
     begun = StoreWriter.begun(settings.store)
     threads = _threads(settings, begun)
-    if settings.workers != 0 and _cluster_decides(settings):
+    if settings.workers != 0 and settings.device is Device.auto and joins_cluster(settings.address):
         plan = plan.on(torch.device(crew_device(settings.address, settings.workers, threads)), settings)
     writer = StoreWriter(settings.store, _recording(plan, threads, begun))
     if settings.workers != 0 and not isinstance(plan.source, EvopressFolder):
@@ -195,15 +194,6 @@ def _recording(plan: BuildPlan, threads: int, begun: StoreHeader | None) -> Stor
     if begun is not None and _THREADS not in begun.settings:
         return plan.header
     return plan.header.model_copy(update={"settings": {**plan.header.settings, _THREADS: threads}})
-
-
-def _cluster_decides(settings: BuildSettings) -> bool:
-    """Whether it is for a cluster's nodes to say what device there is: the driver's machine may have none."""
-    if settings.device is not Device.auto:
-        return False
-    import ray
-
-    return settings.address is not None or "RAY_ADDRESS" in os.environ or ray.is_initialized()
 
 
 def _build_on_cluster(
