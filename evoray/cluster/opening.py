@@ -81,6 +81,7 @@ def open_crew(
     address: str | None = None,
     wait: float = 600.0,
     memory: int = 0,
+    hung_after: float = 7200.0,
     note: Callable[[str], None] = say,
     keep_log: Callable[[str, bytes], None] | None = None,
 ) -> RayCrew:
@@ -89,6 +90,7 @@ def open_crew(
     Args:
         spec: how each worker is built.
         workers, address, wait, memory, keep_log: as for `open_pool`; 0 workers are none of Ray's.
+        hung_after: seconds after which a worker is restarted that is still being built, or at one piece of work.
         note: told of lost and refused workers and of missing room, a line each.
 
     Raises:
@@ -97,7 +99,16 @@ def open_crew(
     """
     from evoray.cluster.ray_crew import RayCrew
 
-    return RayCrew(spec, workers=workers, address=address, wait=wait, memory=memory, note=note, keep_log=keep_log)
+    return RayCrew(
+        spec,
+        workers=workers,
+        address=address,
+        wait=wait,
+        memory=memory,
+        hung_after=hung_after,
+        note=note,
+        keep_log=keep_log,
+    )
 
 
 def joins_cluster(address: str | None) -> bool:

@@ -54,15 +54,18 @@ class RayCrew(Actors):
         address: str | None = None,
         wait: float = 600.0,
         memory: int = 0,
+        hung_after: float = 7200.0,
         note: Callable[[str], None] = say,
         keep_log: Callable[[str, bytes], None] | None = None,
         actor_class: type[ModelActor] = BuildActor,
     ) -> None:
         self.lost = 0
+        self._hung_after = hung_after
         self._barren = 0
         self._deaths: Counter[Step | int] = Counter()
         self._rota = Rota(HESSIAN_SHARDS)
-        self._calls: dict[Any, Actor] = {}
+        # Call -> whose it is, and since when.
+        self._calls: dict[Any, tuple[Actor, float]] = {}
         # Blocks that the text has passed with other than base weights -> these, for whoever walks there again.
         self._given: dict[int, Any] = {}
         self._tasks: dict[int, tuple[Task, Callable[[Finished], None]]] = {}
@@ -75,6 +78,7 @@ class RayCrew(Actors):
             address=address,
             wait=wait,
             memory=memory,
+            hung_at_start=hung_after,
             note=note,
             keep_log=keep_log,
             actor_class=actor_class,
@@ -125,7 +129,7 @@ class RayCrew(Actors):
         while not done():
             for actor in self._actors:
                 if actor.ready and (item := self._rota.assign(actor.index)) is not None:
-                    self._calls[self._submit(actor, item)] = actor
+                    self._calls[self._submit(actor, item)] = actor, time.monotonic()
             if self._finished:
                 # Now, when everybody has something to do meanwhile.
                 take, finished = self._finished.popleft()
@@ -134,9 +138,16 @@ class RayCrew(Actors):
             self._check_wait()
             self._note_unplaced()
             self._ask_to_start()
+            self._end_hung()
             for ref in self._await(list(self._calls)):
                 if ref in self._calls:
                     self._settle(ref)
+
+    def _end_hung(self) -> None:
+        """Kills workers that have had one piece of work in hand for too long."""
+        for actor, since in self._calls.values():
+            if not actor.ending and time.monotonic() > since + self._hung_after:
+                self._end(actor, f"has not ended one piece of work within {self._hung_after:g} s")
 
     def _submit(self, actor: Actor, item: Step | int) -> Any:
         if isinstance(item, int):
@@ -148,7 +159,7 @@ class RayCrew(Actors):
         return actor.handle.advance.remote(item.shard, item.block, self._given.get(item.block))
 
     def _settle(self, ref: Any) -> None:
-        actor = self._calls.pop(ref)
+        actor, _ = self._calls.pop(ref)
         try:
             result = ray.get(ref)
         except RayError as error:
@@ -171,14 +182,19 @@ class RayCrew(Actors):
         self._barren += 1
         self._logs.fetch(actor.index, actor.node, actor.pid)
         self._note(f"worker {actor.index} (process {actor.pid}) was lost, its work is done again: {first_line(error)}")
-        died = process_died(error, actor.node)
+        hung, died = actor.ending, process_died(error, actor.node)
         self._again(actor, PAUSE)
         item = self._rota.lost(actor.index)
-        if died and item is not None:
+        if (died or hung) and item is not None:
             self._deaths[item] += 1
         if self._barren > TRIES + 2 * len(self._actors) or (item is not None and self._deaths[item] >= DEATHS):
             task = self._tasks[item][0] if isinstance(item, int) else None
             what = f"make {', '.join(task.layers)}" if task else "take the Hessian text through the model"
+            if hung:
+                raise EvorayError(
+                    f"workers take longer than {self._hung_after:g} s, again and again, to {what}; give a higher "
+                    "--hung-after, or lower --tokens-per-pass"
+                )
             raise EvorayError(
                 f"workers die again and again while they {what}: {first_line(error)}; see Ray's logs of the workers, "
                 "lower --tokens-per-pass, build fewer --levels, or use nodes with more memory"

@@ -228,6 +228,7 @@ def _build_on_cluster(
         address=settings.address,
         wait=settings.wait,
         memory=build_memory(plan, settings),
+        hung_after=settings.hung_after,
         note=progress.note,
         keep_log=progress.keep_log,
     ) as crew:

@@ -93,6 +93,12 @@ class BuildSettings(ModelSettings):
     )
     address: str | None = Field(None, description="Address of a running Ray cluster. Default: a local one.")
     wait: float = Field(600, ge=0, description="Seconds to wait for a worker to be placed; loading is not counted.")
+    hung_after: float = Field(
+        7200,
+        gt=0,
+        description="Seconds after which a worker is restarted that still loads its model, or is still at one piece of "
+        "work: a shard of the text through a block, or layers with one input.",
+    )
     seed: int = Field(0, ge=0, description="Orders the documents.")
     dry_run: bool = Field(False, description="Say what it would take, and stop.")
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from builds import Interrupted, built, contents
 from searches import Material, Told
 
 import evoray
+from evoray.cluster import ray_crew
 from evoray.cluster.build_worker import BuildActor, BuildWorker
 from evoray.cluster.ray_crew import RayCrew
 from evoray.errors import EvorayError, UserError
@@ -62,12 +64,16 @@ def test_a_build_goes_on_with_another_number_of_workers(ray_here: None, material
 
 
 class Dying(BuildActor):
-    """Dies, as by kill -9, once at each of some pieces of work: those whose mark it is the first to leave."""
+    """Dies, as by kill -9, once at each of some pieces of work: those whose mark it is the first to leave. Hangs at
+    those that are marked so."""
 
     def _dies(self, *mark: object) -> None:
         folder, marks = _marks(self._ready())
         name = " ".join(map(str, mark))
         path = folder / name
+        if f"always {name}" in marks or (f"hang {name}" in marks and not path.exists()):
+            path.touch()
+            time.sleep(3600)
         if name in marks and not path.exists():
             path.touch()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -124,6 +130,32 @@ def test_killed_workers_change_nothing(
     assert sum("was lost, its work is done again" in note for note in told.notes) >= len(deaths)
     built(mortal, tmp_path / "whole", **KINDS[kind])
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+@pytest.mark.cluster
+def test_a_worker_that_hangs_at_its_work_is_restarted(
+    ray_here: None, material: Material, tmp_path: Path, deadly: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that hangs at the same piece every time ends the build with a line, and nothing lost."""
+    given = KINDS["gptq"]
+    hanging = deadly(["hang observe 3 1", "hang make model.layers.1.self_attn.o_proj"])
+    told = Told()
+    settings = {**given, "threads": 1, "hessian_tokens": 1024, "sequence_length": 64, "tokens_per_pass": 256}
+    settings |= {"model": hanging.model, "data": hanging.text, "workers": 2, "progress": told, "hung_after": 25}
+    evoray.build(store=str(tmp_path / "hung"), **settings)
+    assert sum("has not ended one piece of work within 25 s" in note for note in told.notes) == 2
+    built(hanging, tmp_path / "whole", **given)
+    assert contents(tmp_path / "hung") == contents(tmp_path / "whole")
+
+    (tmp_path / "deaths").write_text("always make model.layers.2.mlp.down_proj")
+    monkeypatch.setattr(ray_crew, "DEATHS", 2)
+    with pytest.raises(
+        EvorayError, match=r"longer than 25 s, .* to make model\.layers\.2\.mlp\.down_proj; .*hung-after"
+    ):
+        evoray.build(store=str(tmp_path / "stuck"), **settings)
+    assert (tmp_path / "stuck" / "building.json").exists()
+    evoray.build(store=str(tmp_path / "stuck"), **{**settings, "workers": 0})
+    assert contents(tmp_path / "stuck") == contents(tmp_path / "whole")
 
 
 @pytest.mark.cluster
