@@ -11,20 +11,14 @@ are kept in the folder and not made again.
 import argparse
 import itertools
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import evoray
-from benchmarks.accepted import losses
 from benchmarks.log import append, table
-from benchmarks.paper import STORES
-from benchmarks.tokens_to_quality import ROWS, SCHEDULE
-from evoray.cluster import open_pool
-from evoray.run.ground import plan_ground
+from benchmarks.trials import ROWS, SCHEDULE, add_flags, built_store, folder_of, kl_of, trial
 from evoray.run.journal import GenerationRow, Journal
 from evoray.run.progress import RichProgress
-from evoray.settings import SearchSettings
 from evoray.space import Genotype
 from evoray.store import Location
 
@@ -51,18 +45,9 @@ def parents(rows: list[GenerationRow], tokens: int) -> list[Genotype]:
 
 def measure(option: str, seed: int, given: argparse.Namespace, folder: Path) -> list[Any]:
     """One search: its tokens, how many generations and new parents, and the KL on the way."""
-    row = dict(ROWS[given.row])
-    store = folder / row.pop("store")
-    shared: dict[str, Any] = {
-        "model": given.model,
-        "data": given.data,
-        "store": str(store),
-        "judge_data": given.judge_data,
-        "sequence_length": given.sequence_length,
-        "search_tokens": given.search_tokens,
-        "seed": seed,
-        "workers": given.workers,
-        **row,
+    row = ROWS[given.row]
+    shared = {
+        **trial(given, row, seed, folder),
         **SCHEDULE,
         "generations": 1000,
         "max_tokens": given.tokens,
@@ -70,23 +55,11 @@ def measure(option: str, seed: int, given: argparse.Namespace, folder: Path) -> 
     }
     run = folder / f"options-{given.row}-{seed}-{option.replace('=', '-') or 'default'}"
     with RichProgress() as progress:
-        evoray.build(
-            model=given.model,
-            data=given.data,
-            store=str(store),
-            sequence_length=given.sequence_length,
-            hessian_tokens=given.hessian_tokens,
-            progress=progress,
-            **STORES[store.name],
-        )
+        built_store(given, row["store"], folder, progress)
         found = evoray.search(run=str(run), judge_tokens=2048, progress=progress, **shared)
-        _, ground = plan_ground(SearchSettings(run=str(folder / "unused"), judge_tokens=given.judge_tokens, **shared))
-        rows = Journal(Location.parse(found.run)).rows
-        on_the_way = parents(rows, given.tokens)
-        distinct = list(dict.fromkeys(on_the_way))
-        with open_pool(ground.spec, workers=given.workers, memory=ground.memory) as pool:
-            judged_NB = losses(pool, ground, distinct, ground.judge_text, given.judge_tokens)
-    kl = dict(zip(distinct, (judged_NB.sum(1) / ground.judge_text.tokens).tolist(), strict=True))
+    rows = Journal(Location.parse(found.run)).rows
+    on_the_way = parents(rows, given.tokens)
+    kl = kl_of(on_the_way, shared, given.judge_tokens)
     new = sum(before.winner != after.winner for before, after in itertools.pairwise(rows))
     return [found.best["candidate_tokens"], len(rows), new, *(f"{kl[parent]:.6f}" for parent in on_the_way)]
 
@@ -94,22 +67,13 @@ def measure(option: str, seed: int, given: argparse.Namespace, folder: Path) -> 
 def main() -> None:
     """Parses arguments, measures, logs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--data", required=True, help="text for Hessians and for the search")
-    parser.add_argument("--judge-data", required=True, help="held-out text")
+    add_flags(parser, judge_tokens=65536)
     parser.add_argument("--row", choices=list(ROWS), default="bits-2.5")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--options", nargs="*", default=[], help="a search each, such as race=fixed,proposals=mutation")
     parser.add_argument("--tokens", type=int, default=720000, help="after which a search stops")
-    parser.add_argument("--sequence-length", type=int, default=256)
-    parser.add_argument("--hessian-tokens", type=int, default=65536)
-    parser.add_argument("--search-tokens", type=int, default=262144)
-    parser.add_argument("--judge-tokens", type=int, default=65536)
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--folder", default=None, help="where stores and runs go; kept when given")
     given = parser.parse_args()
-    folder = Path(given.folder or tempfile.mkdtemp(prefix="evoray-options-"))
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = folder_of(given)
     lines = [
         [option or "the defaults", seed, *measure(option, seed, given, folder)]
         for seed in given.seeds

@@ -20,7 +20,6 @@ import json
 import math
 import os
 import statistics
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ import numpy as np
 import evoray
 from benchmarks.accepted import accepted, drawn, losses
 from benchmarks.log import append, table
-from benchmarks.paper import STORES
+from benchmarks.trials import ROWS, SCHEDULE, add_flags, built_store, folder_of, trial
 from evoray.cluster import open_pool
 from evoray.run.ground import plan_ground
 from evoray.run.journal import Journal
@@ -37,13 +36,6 @@ from evoray.run.progress import RichProgress
 from evoray.settings import SearchSettings
 from evoray.store import Location
 
-ROWS: dict[str, dict[str, Any]] = {
-    "bits-3": {"store": "quantization", "target_bits": 3.0, "tie": "fused"},
-    "bits-2.5": {"store": "quantization", "target_bits": 2.5, "tie": "fused"},
-    "sparsity-0.5": {"store": "sparsity", "target_sparsity": 0.5},
-    "sparsity-0.7": {"store": "sparsity", "target_sparsity": 0.7},
-}
-SCHEDULE = {"offspring": 32, "survivors": "8,2,1", "tokens": "512,4096,16384"}
 REFERENCE = {"preset": "evopress", "generations": 30}
 
 
@@ -53,32 +45,13 @@ def measure(name: str, seed: int, label: str, given: argparse.Namespace, folder:
     if kept.exists():
         found: dict[str, Any] = json.loads(kept.read_text())
         return found
-    row = dict(ROWS[name])
-    store = row.pop("store")
-    shared: dict[str, Any] = {
-        "model": given.model,
-        "data": given.data,
-        "store": str(folder / store),
-        "judge_data": given.judge_data,
-        "sequence_length": given.sequence_length,
-        "search_tokens": given.search_tokens,
-        "seed": seed,
-        "workers": given.workers,
-        **row,
-    }
+    row = ROWS[name]
+    shared = trial(given, row, seed, folder)
     few = {"judge_tokens": 2048}  # judged below, all together
     schedule = {name: getattr(given, name) for name in SCHEDULE}
     options = dict(option.split("=", 1) for option in given.option)
     with RichProgress() as progress:
-        evoray.build(
-            model=given.model,
-            data=given.data,
-            store=shared["store"],
-            sequence_length=given.sequence_length,
-            hessian_tokens=given.hessian_tokens,
-            progress=progress,
-            **STORES[store],
-        )
+        built_store(given, row["store"], folder, progress)
         reference = evoray.search(
             run=str(folder / f"run-{name}-{seed}-reference"),
             progress=progress,
@@ -135,26 +108,17 @@ def measure(name: str, seed: int, label: str, given: argparse.Namespace, folder:
 def main() -> None:
     """Parses arguments, measures, logs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--data", required=True, help="text for Hessians and for the search")
-    parser.add_argument("--judge-data", required=True, help="held-out text")
+    add_flags(parser, judge_tokens=131072)
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=["bits-3", "bits-2.5", "sparsity-0.5"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--option", nargs="*", default=[], help="of the search under test, such as race=fixed")
     parser.add_argument("--share", type=float, default=0.25, help="of the reference's tokens, after which it stops")
-    parser.add_argument("--sequence-length", type=int, default=256)
-    parser.add_argument("--hessian-tokens", type=int, default=65536)
-    parser.add_argument("--search-tokens", type=int, default=262144)
-    parser.add_argument("--judge-tokens", type=int, default=131072)
     parser.add_argument("--path-tokens", type=int, default=32768)
     parser.add_argument("--accept-tokens", type=int, default=131072)
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--folder", default=None, help="where stores, runs and figures go; kept when given")
     for name, value in SCHEDULE.items():
         parser.add_argument(f"--{name}", type=type(value), default=value)
     given = parser.parse_args()
-    folder = Path(given.folder or tempfile.mkdtemp(prefix="evoray-tokens-"))
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = folder_of(given)
     label = "-".join(option.replace("=", "-") for option in sorted(given.option)) or "default"
     lines, summary = [], []
     for name in given.rows:
