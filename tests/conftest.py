@@ -38,6 +38,17 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> "Material":
     return searches.material(tmp_path_factory.mktemp("deep"), blocks=6)
 
 
+@pytest.fixture(scope="module")
+def same_products() -> Iterator[None]:
+    """Plain passes multiply as an adapter does, so that tests of this module can compare bits with them."""
+    import torch
+
+    from evoray.model.products import fast_products
+
+    with torch.no_grad(), fast_products():
+        yield
+
+
 @pytest.fixture(scope="session")
 def ray_home() -> Iterator[Path]:
     """Where Ray keeps its sockets and logs: short, because a socket's path may have 107 bytes, and gone afterwards."""

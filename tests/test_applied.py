@@ -10,6 +10,8 @@ from evoray.formats import dense_weight
 from evoray.model import ModelAdapter, load_model
 from evoray.store import VariantStore
 
+pytestmark = pytest.mark.usefixtures("same_products")
+
 
 @pytest.fixture
 def store(material: Material) -> VariantStore:

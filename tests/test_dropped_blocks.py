@@ -15,6 +15,8 @@ from evoray.fitness import Fitness
 from evoray.model import ModelAdapter
 from evoray.store import VariantStore
 
+pytestmark = pytest.mark.usefixtures("same_products")
+
 FAMILIES = ["llama", "gpt2", "gemma2", "falcon"]
 
 

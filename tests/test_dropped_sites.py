@@ -18,6 +18,8 @@ from evoray.formats import dense_weight
 from evoray.model import DropKind, ModelAdapter
 from evoray.store import VariantStore
 
+pytestmark = pytest.mark.usefixtures("same_products")
+
 FAMILIES = ("llama", "opt", "falcon", "mamba")
 CUTS = (11, 7)
 

@@ -105,6 +105,7 @@ class DeviceRecord:
     capability: str
     dtype: str
     attention: str
+    products: str
     threads: int
     top_k: int
     python: str
@@ -146,6 +147,7 @@ class ModelWorker:
         import torch
 
         from evoray.model import ModelAdapter, checkpoint_facts, load_model, pick_devices
+        from evoray.model.products import library
         from evoray.store import VariantStore
 
         # The whole machine is shared by one-thread workers; more threads than cores are many times slower.
@@ -186,6 +188,7 @@ class ModelWorker:
             else torch.backends.cpu.get_cpu_capability(),
             dtype=str(self.adapter.dtype).removeprefix("torch."),
             attention=str(getattr(model.config, "_attn_implementation", None)),
+            products=library(device, self.adapter.dtype),
             threads=spec.threads,
             top_k=spec.top_k,
             **found,

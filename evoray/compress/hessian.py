@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from evoray.compress.recipe import HESSIAN_SHARDS
 from evoray.errors import EvorayError
 from evoray.model import ModelAdapter
+from evoray.model.products import library, product
 from evoray.tokens import Batch, TokenText, all_batches
 
 Sums: TypeAlias = dict[tuple[str, ...], Any]
@@ -278,9 +279,14 @@ def _add_product(sums: Sums, group: tuple[str, ...], rows_NI: Tensor) -> None:
     if sum_II is None:
         sum_II = sums[group] = torch.zeros(width, width, device=rows_NI.device)
     panel = max(_LEAST_PANEL, -(-width // _PANELS))
+    in_place = library(rows_NI.device, rows_NI.dtype) == "torch"
+    columns_IN = rows_NI.T if in_place else rows_NI.T.contiguous()
     for first in range(0, width, panel):
         last = min(first + panel, width)
-        sum_II[first:, first:last].addmm_(rows_NI[:, first:].T, rows_NI[:, first:last])
+        if in_place:
+            sum_II[first:, first:last].addmm_(columns_IN[first:], columns_IN[first:last].T)
+        else:
+            sum_II[first:, first:last].add_(product(columns_IN[first:], columns_IN[first:last]))
 
 
 def relative_errors(weight_OI: Tensor, quantized: Iterable[Tensor], hessian_II: Tensor | None) -> list[float]:

@@ -23,6 +23,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from evoray.errors import UserError
 from evoray.model import DropKind, ModelAdapter, find_structure, quiet_transformers
 from evoray.model.probes import probe_ids
+from evoray.model.products import fast_products
 
 _T = TypeVar("_T")
 
@@ -161,7 +162,8 @@ class Expected:
                     f"{form}: block {old} of {name} changes with its number ({off[0]} is {found.get(off[0])} as block "
                     f"{new} and was {traits.get(off[0])}); {_REMEDY}"
                 )
-        with torch.no_grad(), quiet_transformers():
+        # Multiplied as in the passes that measured.
+        with torch.no_grad(), fast_products(), quiet_transformers():
             output: Any = model(input_ids=self.ids_BT, use_cache=False, return_dict=True)
         if not torch.equal(output.logits, self.logits_BTV):
             raise UserError(

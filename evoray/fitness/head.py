@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from evoray.model import ModelAdapter
+from evoray.model.products import product
 
 
 class Summary(NamedTuple):
@@ -54,7 +55,7 @@ class LinearHead:
             if half and hidden_ND.is_cuda:
                 logits_NC = torch.mm(hidden_ND, weight_CD.T, out_dtype=torch.float32)
             else:
-                logits_NC = hidden_ND.float() @ weight_CD.float().T
+                logits_NC = product(hidden_ND.float(), weight_CD.float())
             if self.bias_V is not None:
                 logits_NC += self.bias_V[first : first + self.chunk].float()
             yield first, logits_NC

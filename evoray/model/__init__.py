@@ -13,6 +13,7 @@ What is in the room:
 - `dropped`: sublayers that can be taken out of a pass and put back.
 - `gate`: `BlockGate`: start at a block, stop before one, keep states at boundaries.
 - `adapter`: `ModelAdapter`: all of that for one loaded model.
+- `products`: matrix products on CPUs.
 - `probes`: what the adapter checks at load, and what is off when a check fails.
 - `drop_probes`: what is checked before sublayers and blocks are dropped.
 - `slots`: `LoadSlots`: how many models load at once on a node.

@@ -24,6 +24,8 @@ from evoray.model import ModelAdapter
 from evoray.store import VariantStore
 from evoray.store.variants import layer_path
 
+pytestmark = pytest.mark.usefixtures("same_products")
+
 FAMILIES = ("llama", "gpt2", "gemma2", "gemma3n", "mamba")
 CUTS = (12, 9, 5)
 HUGE = 1 << 40

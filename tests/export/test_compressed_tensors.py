@@ -23,6 +23,8 @@ from evoray.run.search import search
 from evoray.settings import ExportSettings
 from evoray.space.costs import configuration_costs
 
+pytestmark = pytest.mark.usefixtures("same_products")
+
 LEVELS = ("2", "3", "4", "5", "6", "8")
 # Wide enough for groups of 128, and enough blocks for every number of bits.
 WIDE = {"hidden_size": 128, "intermediate_size": 256}

@@ -24,6 +24,8 @@ from evoray.formats import dense_weight
 from evoray.model import ModelAdapter, checkpoint_facts
 from evoray.store import VariantStore
 
+pytestmark = pytest.mark.usefixtures("same_products")
+
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 # family -> (changes of its configuration, name of its blocks, dropped blocks, a loose sublayer, expected settings)

@@ -16,6 +16,8 @@ from evoray.formats import dense_weight
 from evoray.model import ModelAdapter, checkpoint_facts
 from evoray.store import VariantStore
 
+pytestmark = pytest.mark.usefixtures("same_products")
+
 # Per family the first block's attention, the second's feed-forward, the last block.
 SITES = {
     "llama": ("model.layers.0.self_attn", "model.layers.1.mlp", "model.layers.2"),

@@ -22,6 +22,8 @@ from evoray.formats import dense_weight
 from evoray.model import ModelAdapter, checkpoint_facts
 from evoray.store import VariantStore
 
+pytestmark = pytest.mark.usefixtures("same_products")
+
 BITS = ("2", "3", "4", "8")
 
 

@@ -20,6 +20,8 @@ from evoray.formats import dense_weight
 from evoray.model import ModelAdapter, checkpoint_facts
 from evoray.store import VariantStore
 
+pytestmark = pytest.mark.usefixtures("same_products")
+
 
 class Case:
     """A saved tiny model with a store, and a configuration that uses all levels and the base weight."""

@@ -19,6 +19,8 @@ from evoray.formats.dense import DenseWeight
 from evoray.space.costs import configuration_costs
 from evoray.store import Variant
 
+pytestmark = pytest.mark.usefixtures("same_products")
+
 FIRST = "model.layers.0"
 OUTPUT = f"{FIRST}.self_attn.o_proj"
 DOWN = f"{FIRST}.mlp.down_proj"

@@ -16,6 +16,8 @@ from evoray.fitness.losses import _LinearLosses
 from evoray.fitness.teacher import blocks_of_table, teacher_table
 from evoray.model import ModelAdapter
 
+pytestmark = pytest.mark.usefixtures("same_products")
+
 CPU = torch.device("cpu")
 V, D = 1000, 64
 HALF = (torch.bfloat16, torch.float16)

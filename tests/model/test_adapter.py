@@ -14,6 +14,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMod
 from evoray.errors import EvorayError, UserError
 from evoray.model import ModelAdapter, find_structure
 
+pytestmark = pytest.mark.usefixtures("same_products")
+
 
 class _Loops(LlamaModel):
     """Runs its blocks twice."""

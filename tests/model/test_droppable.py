@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from evoray.errors import EvorayError, UserError
 from evoray.model import DropKind, ModelAdapter, checkpoint_facts, find_droppable, find_structure
 
+pytestmark = pytest.mark.usefixtures("same_products")
+
 # What plain reading of an architecture says: the sublayers of one block, in the order in which they run.
 _USUAL = {"self_attn": DropKind.attn, "mlp": DropKind.mlp}
 EXPECTED: dict[str, dict[str, DropKind]] = {

@@ -13,6 +13,8 @@ from transformers.pytorch_utils import Conv1D
 from evoray.errors import EvorayError, UserError
 from evoray.model import ModelAdapter
 
+pytestmark = pytest.mark.usefixtures("same_products")
+
 
 @dataclass(frozen=True)
 class Expected:

@@ -23,6 +23,8 @@ from evoray.model import ModelAdapter, load_model
 from evoray.model.spread import Parts, device_map, free_output, parts_of, spread_blocks
 from evoray.store import VariantStore
 
+pytestmark = pytest.mark.usefixtures("same_products")
+
 LARGE = 1 << 40
 
 # The map
