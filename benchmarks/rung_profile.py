@@ -30,7 +30,7 @@ from evoray.space import Budget, Measure, Tie, quantization_space
 from evoray.store import VariantStore
 from evoray.tokens import draw_batches
 
-PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn::_linear_pointwise")
 
 
 class PartTimes:
