@@ -48,6 +48,9 @@ each."""
 SURVEYED = 0.5
 """Candidates per step that the usual search measures before any may replace the parent."""
 
+DEEPENED = 8
+"""Times its tokens that the last rung of the usual search grows to while nothing better is found."""
+
 _DECIDING = (
     "offspring",
     "survivors",
@@ -61,6 +64,7 @@ _DECIDING = (
     "race",
     "proposals",
     "survey",
+    "deepest",
     "merge",
 )
 """Settings that decide a search beside those that decide any result."""
@@ -104,6 +108,7 @@ class SearchPlan:
             race=_race(settings, space),
             proposals=_proposals(settings, space, mutation, lessons),
             patience=settings.patience,
+            deepest=settings.deepest,
             seed=settings.seed,
             generations=settings.generations,
             initial_candidates=settings.initial_candidates,
@@ -132,8 +137,13 @@ class SearchPlan:
         return {**self.ground.identity(self.settings, _DECIDING), "start": start}
 
     @property
+    def deepens(self) -> bool:
+        """Whether the last rung grows while nothing better is found."""
+        return (self.settings.deepest or 0) > self.rungs[-1].tokens
+
+    @property
     def generation_tokens(self) -> int:
-        """Candidate tokens of a generation at most."""
+        """Candidate tokens of a generation at most, as long as something better is found."""
         settings, parents = self.settings, self.settings.population
         entering = [settings.offspring, *(rung.survivors for rung in self.rungs[:-1])]
         tokens = [rung.tokens for rung in self.rungs]
@@ -186,10 +196,10 @@ def plan_search(settings: SearchSettings, stage: Callable[[str], object] = lambd
     init = _baseline(settings)
     check_loggers(settings.log_to)
     settings, ground = plan_ground(settings, stage)
-    most = max(*settings.tokens, settings.initial_tokens or 0)
+    most = max(*settings.tokens, settings.initial_tokens or 0, settings.deepest or 0)
     if most > ground.text.tokens:
         raise UserError(
-            f"--tokens {most}: more tokens than the search text has ({ground.text.tokens} of "
+            f"--{'deepest' if most == settings.deepest else 'tokens'} {most}: more tokens than the search text has ({ground.text.tokens} of "
             f"{settings.data}); lower it, raise --search-tokens, or give more text"
         )
     if settings.generations is None:
@@ -208,6 +218,9 @@ def plan_search(settings: SearchSettings, stage: Callable[[str], object] = lambd
         )
     if settings.survey is None:
         settings = settings.model_copy(update={"survey": int(SURVEYED * _steps(ground.space)) if learns else 0})
+    if settings.deepest is None and settings.race is RacePolicy.sequential:
+        deepest = min(DEEPENED * settings.tokens[-1], ground.text.tokens)
+        settings = settings.model_copy(update={"deepest": deepest})
     if settings.guesses is None:
         settings = settings.model_copy(update={"guesses": learns})
     return SearchPlan(settings, ground, steps, start, init, guesses(ground, settings) if settings.guesses else ())
