@@ -64,9 +64,9 @@ class OnePlusLambda:
 
     As long as its proposals know too little for it, nobody races: a generation is a survey, and the parents stay.
 
-    Where the parents are so good that their children's gains drown in the noise of the last rung, nothing better is found
-    however long one looks. So after every `PATIENT` generations in vain that rung has twice the tokens, up to a limit;
-    with a new parent it begins anew.
+    Where the parents are so good that their children's gains drown in the noise of the last rung, nothing better is
+    found however long one looks. So after every `PATIENT` generations in vain that rung has twice the tokens, up to a
+    limit; with a new parent it begins anew.
 
     Guesses join the first race, whatever it is for: they take places of its random genotypes or offspring, a quarter of
     them at most, evenly out of all guesses where there are more.

@@ -198,9 +198,10 @@ def plan_search(settings: SearchSettings, stage: Callable[[str], object] = lambd
     settings, ground = plan_ground(settings, stage)
     most = max(*settings.tokens, settings.initial_tokens or 0, settings.deepest or 0)
     if most > ground.text.tokens:
+        named = "--deepest" if most == settings.deepest else "--tokens"
         raise UserError(
-            f"--{'deepest' if most == settings.deepest else 'tokens'} {most}: more tokens than the search text has ({ground.text.tokens} of "
-            f"{settings.data}); lower it, raise --search-tokens, or give more text"
+            f"{named} {most}: more tokens than the search text has ({ground.text.tokens} of {settings.data}); "
+            "lower it, raise --search-tokens, or give more text"
         )
     if settings.generations is None:
         settings = settings.model_copy(update={"generations": _generations(settings, ground)})
