@@ -35,6 +35,9 @@ from evoray.settings import ChoiceSettings, EvalSettings, SearchSettings, SweepS
 from evoray.space import Gene, Genotype, Space
 from evoray.store import Location, VariantStore
 
+SEEDED = 5
+"""A budget that another one seeds takes one of so many generations, by default: what was learned is nearly all of it."""
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -183,7 +186,7 @@ def _settings_of(settings: SweepSettings, value: float, run: str, seeded: bool) 
     if seeded:
         most = settings.generations if settings.generations is not None else USUAL_GENERATIONS
         given = settings.seeded_generations
-        values["generations"] = given if given is not None else -(-most // 2)
+        values["generations"] = given if given is not None else -(-most // SEEDED)
     return SearchSettings(**values)
 
 

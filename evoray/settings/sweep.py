@@ -32,7 +32,7 @@ class SweepSettings(SearchSettings):
         None,
         ge=0,
         le=MOST,
-        description="Generations of budgets that another one seeds. Default: half of --generations.",
+        description="Generations of budgets that another one seeds. Default: a fifth of --generations.",
     )
 
     @property

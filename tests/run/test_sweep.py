@@ -32,7 +32,7 @@ def settings(material: Material) -> Settings:
     """Of a sweep: those of a search, with a list of budgets."""
 
     def made(run: Path, **changes: Any) -> SweepSettings:
-        values = material.settings(run).model_dump() | {"target_bits": (2.5, 3.0, 3.5)} | changes
+        values = material.settings(run).model_dump() | {"target_bits": (2.5, 3.0, 3.5), "seeded_generations": 2} | changes
         return SweepSettings(**values)
 
     return made
@@ -68,7 +68,7 @@ def test_every_budget_is_kept_and_seeded_by_the_one_before(
         bits = configuration_costs(manifest, result.configuration).bits
         assert bits == result.best["bits"] <= value
         journal = Journal(Location.parse(result.run))
-        # Half of the four generations where another budget seeds.
+        # Fewer where another budget seeds.
         assert [row.generation for row in journal.rows] == ([0, 1, 2, 3, 4] if value == 3.5 else [1, 2])
         assert not (Path(result.run) / "teacher").exists()
     assert len(list((tmp_path / "teacher").glob("index.json"))) == 1
@@ -141,6 +141,12 @@ def test_a_later_call_adds_budgets_and_does_nothing_twice(settings: Settings, tm
     assert [result.best for result in again.results.values()] == [result.best for result in found.results.values()]
     # Each is a search like any other: it goes on by itself, and is the same to whoever reads runs.
     assert SearchSettings(**planned(settings(tmp_path))[2.4][0].model_dump()).generations == 2
+
+
+def test_a_seeded_budget_takes_a_fifth_of_the_generations(settings: Settings, tmp_path: Path) -> None:
+    found = planned(settings(tmp_path, generations=11, seeded_generations=None))
+    assert [found[value][0].generations for value in (3.5, 3.0, 2.5)] == [11, 3, 3]
+    assert planned(settings(tmp_path, generations=11, seeded_generations=0))[3.0][0].generations == 0
 
 
 def test_what_is_dropped_can_be_swept(material: Material, tmp_path: Path) -> None:
