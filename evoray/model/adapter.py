@@ -22,7 +22,7 @@ from evoray.model.droppable import DropKind, Droppable, find_droppable, modules_
 from evoray.model.dropped import LooseSublayer, Sublayer, watch_sublayers
 from evoray.model.gate import BlockGate, Route, Stopped, set_route, watch_pass
 from evoray.model.probes import probe_ids, run_probes
-from evoray.model.products import fast_products
+from evoray.model.products import multiplying
 from evoray.model.quiet import quiet_transformers
 from evoray.model.structure import LayerRef, check_reach, find_structure, is_layer
 
@@ -279,7 +279,7 @@ class ModelAdapter:
         route = Route(start, hidden_BTD, stop, frozenset(keep), {} if kept is None else kept)
         set_route(self._gates, route)
         try:
-            with torch.no_grad(), fast_products():
+            with torch.no_grad(), multiplying(self.device, self.dtype):
                 return _last_hidden(self._decode(ids_BT)).to(self.head_device, self._last_dtype)
         except Stopped as stopped:
             return stopped.state
@@ -288,7 +288,7 @@ class ModelAdapter:
 
     def logits(self, ids_BT: Tensor) -> Tensor:
         """The model's own logits [B, T, V] for token ids int64 [B, T], in the dtype the model gives them."""
-        with torch.no_grad(), fast_products():
+        with torch.no_grad(), multiplying(self.device, self.dtype):
             output: Any = self.model(input_ids=ids_BT, use_cache=False, return_dict=True)
             logits_BTV: Tensor = output.logits
             return logits_BTV

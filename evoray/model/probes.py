@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from evoray.errors import UserError
-from evoray.model.products import fast_products
+from evoray.model.products import multiplying
 
 if TYPE_CHECKING:
     from evoray.model.adapter import ModelAdapter
@@ -114,7 +114,7 @@ def _probe_head(adapter: ModelAdapter, ids_BT: Tensor, hidden_BTD: Tensor, notes
         kinds = f"{hidden_BTD.dtype} and {head.weight.dtype}"
         notes.append(_off(adapter, f"its hidden state and head differ in dtype ({kinds})", "linear head"))
         return False
-    with torch.no_grad(), fast_products():
+    with torch.no_grad(), multiplying(adapter.device, adapter.dtype):
         own_BTV = head(hidden_BTD).to(logits_BTV.dtype)
         # A subclass may do more than multiply (normalise its weight, say), so the plain product is compared as well.
         plain_BTV = torch.nn.functional.linear(hidden_BTD, head.weight, head.bias)

@@ -3,6 +3,7 @@
 Holds:
 - `product`: x W^T.
 - `fast_products`: context in which every `nn.Linear`, and whoever else calls `torch.nn.functional.linear`, takes it.
+- `multiplying`: that context where it makes a difference.
 - `library`: which one that is, for the record of what bits depend on.
 
 `torch.nn.functional.linear` asks MKL, which leaves the AVX-512 units of AMD's processors unused. oneDNN uses them: 2.4
@@ -15,6 +16,7 @@ Shape suffixes: N rows, I in, O out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -67,6 +69,11 @@ class fast_products(TorchFunctionMode):
         if func is torch.nn.functional.linear and not torch.is_grad_enabled():
             return product(*args, **_renamed(kwargs))
         return func(*args, **kwargs)
+
+
+def multiplying(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """`fast_products` where `product` differs from torch's own; else nothing: a mode costs a little per operation."""
+    return fast_products() if library(device, dtype) != "torch" else nullcontext()
 
 
 def _renamed(kwargs: Mapping[str, Any]) -> dict[str, Any]:

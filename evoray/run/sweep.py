@@ -36,7 +36,7 @@ from evoray.space import Gene, Genotype, Space
 from evoray.store import Location, VariantStore
 
 SEEDED = 5
-"""A budget that another one seeds takes one of so many generations, by default: what was learned is nearly all of it."""
+"""A budget that another one seeds takes one of so many generations, by default: most was learned before."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,9 @@ def settings(material: Material) -> Settings:
     """Of a sweep: those of a search, with a list of budgets."""
 
     def made(run: Path, **changes: Any) -> SweepSettings:
-        values = material.settings(run).model_dump() | {"target_bits": (2.5, 3.0, 3.5), "seeded_generations": 2} | changes
+        values = (
+            material.settings(run).model_dump() | {"target_bits": (2.5, 3.0, 3.5), "seeded_generations": 2} | changes
+        )
         return SweepSettings(**values)
 
     return made
