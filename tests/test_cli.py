@@ -101,6 +101,10 @@ MISTAKES_OF_A_SEARCH = [
     ({"survivors": "4,2", "tokens": "64,64"}, "end with 1"),
     ({"tokens": "0,64"}, "every rung needs at least 1 token"),
     ({"tokens": "64,999999"}, "--tokens 999999: more tokens than the search text has (2048 of "),
+    (
+        {"race": "sequential", "deepest": "999999"},
+        "--deepest 999999: more tokens than the search text has (2048 of ",
+    ),
     ({"survivors": "9,1"}, "--survivors 9: more than the 8 offspring"),
     ({"sequence_length": 4096}, "--sequence-length 4096: the model reads at most 128 tokens"),
     ({"init": "/nope"}, "no configuration at /nope"),

@@ -48,9 +48,6 @@ each."""
 SURVEYED = 0.5
 """Candidates per step that the usual search measures before any may replace the parent."""
 
-DEEPENED = 8
-"""Times its tokens that the last rung of the usual search grows to while nothing better is found."""
-
 _DECIDING = (
     "offspring",
     "survivors",
@@ -219,9 +216,6 @@ def plan_search(settings: SearchSettings, stage: Callable[[str], object] = lambd
         )
     if settings.survey is None:
         settings = settings.model_copy(update={"survey": int(SURVEYED * _steps(ground.space)) if learns else 0})
-    if settings.deepest is None and settings.race is RacePolicy.sequential:
-        deepest = min(DEEPENED * settings.tokens[-1], ground.text.tokens)
-        settings = settings.model_copy(update={"deepest": deepest})
     if settings.guesses is None:
         settings = settings.model_copy(update={"guesses": learns})
     return SearchPlan(settings, ground, steps, start, init, guesses(ground, settings) if settings.guesses else ())

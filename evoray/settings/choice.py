@@ -164,7 +164,7 @@ class SearchSettings(ChoiceSettings):
         None,
         ge=2,
         description="Sequential race: most tokens of the last rung, which doubles after every three generations in a "
-        "row without a better one. Default: eight times what --tokens says, as far as the search text goes.",
+        "row without a better one. Default: it never grows.",
     )
     merge: bool = Field(False, description="Merge a generation's improving offspring into new ones of the same race.")
     patience: int | None = Field(

@@ -43,6 +43,7 @@ def test_the_whole_run_is_one_worth_comparing(whole: dict[str, Any]) -> None:
         {"race": "sequential", "proposals": "learned", "merge": True},
         {"race": "sequential", "proposals": "learned", "population": 2, "survivors": (4, 2)},
         {"race": "sequential", "proposals": "learned", "survey": 20, "guesses": True},
+        {"race": "sequential", "proposals": "learned", "survey": 0, "deepest": 1024, "generations": 9},
         {"race": "sequential", "proposals": "learned", "invert": True, "fitness": "perplexity"},
     ],
     ids=lambda rules: "-".join(map(str, rules.values())),
@@ -51,8 +52,8 @@ def test_what_a_search_learned_is_there_again_when_it_goes_on(
     pool: LocalPool, material: Material, tmp_path: Path, rules: dict[str, Any]
 ) -> None:
     search(material.settings(tmp_path / "whole", **rules))
-    for generations in range(5):
-        search(material.settings(tmp_path / "cut", generations=generations, **rules))
+    for generations in range(rules.get("generations", 4) + 1):
+        search(material.settings(tmp_path / "cut", **{**rules, "generations": generations}))
     whole, cut = bits_of(tmp_path / "whole"), bits_of(tmp_path / "cut")
     assert whole["generations"] == cut["generations"]
     assert {key: value for key, value in whole["best"].items() if key != "command"} == {
