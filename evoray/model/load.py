@@ -180,6 +180,8 @@ def settle_numerics() -> None:
     with warnings.catch_warnings():
         # Newer torch has other names for these switches, but not all versions we support have them.
         warnings.simplefilter("ignore")
+        # On CPUs too: below it oneDNN rounds operands to bfloat16.
+        torch.set_float32_matmul_precision("highest")
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False

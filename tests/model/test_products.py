@@ -8,7 +8,7 @@ from tiny import tiny_ids
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from evoray.model import ModelAdapter
+from evoray.model import ModelAdapter, settle_numerics
 from evoray.model.products import fast_products, library, product
 
 
@@ -74,6 +74,16 @@ def test_what_is_recorded() -> None:
         assert library(torch.device("cpu"), torch.float32) == "onednn"
         with torch.backends.mkldnn.flags(enabled=False):
             assert library(torch.device("cpu"), torch.float32) == "torch"
+
+
+def test_a_process_that_asked_for_coarse_products_gets_whole_ones() -> None:
+    """A driver of one's own may have said so for a training before."""
+    x_NI, weight_OI = torch.randn(64, 256), torch.randn(32, 256)
+    wanted = product(x_NI, weight_OI)
+    torch.set_float32_matmul_precision("medium")
+    settle_numerics()
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert torch.equal(product(x_NI, weight_OI), wanted)
 
 
 @pytest.mark.parametrize("width", [64, 640])
