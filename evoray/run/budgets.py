@@ -5,6 +5,7 @@ Imports nothing heavy, so that `evoray inspect` answers at once.
 Holds: `SweepRecord`, `refuse_sweep`, `spelled`.
 """
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -89,7 +90,10 @@ class SweepRecord:
         return sorted(self.seeds, reverse=self.dearest_is_largest)
 
     def with_values(self, values: Sequence[float]) -> "SweepRecord":
-        """The same with more budgets, each seeded by the nearest of those before it.
+        """The same with more budgets, each seeded by the nearest of those before it, the nearest first.
+
+        The first of all is the middle one: a search learns most of the levels about its budget, and what it learned in
+        the middle is of use on both sides.
 
         What was settled once stays, but for budgets of which nothing was measured and that are not asked for again:
         a slip of an earlier call must not seed this one.
@@ -106,9 +110,13 @@ class SweepRecord:
             # As it was settled, as long as what seeds it is still there.
             if self.seeds[value] is None or self.seeds[value] in seeds:
                 seeds[value] = self.seeds[value]
-        for value in sorted(values, reverse=self.dearest_is_largest):
-            if value not in seeds:
-                seeds[value] = min(seeds, key=lambda other: (abs(other - value), other), default=None)
+        new = [value for value in sorted(values, reverse=self.dearest_is_largest) if value not in seeds]
+        if new and not seeds:
+            seeds[new.pop((len(new) - 1) // 2)] = None
+        while new:
+            value, seed = min(itertools.product(new, seeds), key=lambda pair: abs(pair[0] - pair[1]))
+            seeds[value] = seed
+            new.remove(value)
         return SweepRecord(self.folder, self.budget, seeds)
 
     def check_kind(self, budget: str) -> None:

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as settings_of
+from hypothesis import strategies as st
 from searches import WITHOUT_STORE, Material, bits_of, killed_at
 
 from evoray import cli
@@ -71,22 +74,23 @@ def test_every_budget_is_kept_and_seeded_by_the_one_before(
         assert bits == result.best["bits"] <= value
         journal = Journal(Location.parse(result.run))
         # Fewer where another budget seeds.
-        assert [row.generation for row in journal.rows] == ([0, 1, 2, 3, 4] if value == 3.5 else [1, 2])
+        assert [row.generation for row in journal.rows] == ([1, 2, 3, 4] if value == 3.0 else [1, 2])
         assert not (Path(result.run) / "teacher").exists()
     assert len(list((tmp_path / "teacher").glob("index.json"))) == 1
     commands = {result.best["command"] for result in found.results.values()}
     assert len(commands) == 1
     assert "evoray sweep " in (command := commands.pop())
     assert "--target-bits 2.5,3.0,3.5 " in command
-    # The start differs from what seeded it by steps down only.
-    for value, other in ((3.0, 3.5), (2.5, 3.0)):
+    # The start differs from what seeded it by steps one way only.
+    for value, other in ((3.5, 3.0), (2.5, 3.0)):
         run = Path(found.results[value].run)
         begun = json.loads((run / "start.json").read_text())
         assert begun["baseline"] == f"adapted from {other:g}"
         space = plan_search(planned(settings(tmp_path))[value][0]).ground.space
         before = space.genotype(found.results[other].configuration)
-        steps_down = all(new <= old for new, old in zip(begun["genotype"], before, strict=True))
-        assert steps_down or tuple(begun["genotype"]) == space.uniform()
+        steps = [new - old for new, old in zip(begun["genotype"], before, strict=True)]
+        one_way = all(step >= 0 if value > other else step <= 0 for step in steps)
+        assert one_way or tuple(begun["genotype"]) == space.uniform()
         assert found.results[value].best["candidate_tokens"] > begun["candidate_tokens"] > 0
 
 
@@ -147,8 +151,25 @@ def test_a_later_call_adds_budgets_and_does_nothing_twice(settings: Settings, tm
 
 def test_a_seeded_budget_takes_a_fifth_of_the_generations(settings: Settings, tmp_path: Path) -> None:
     found = planned(settings(tmp_path, generations=11, seeded_generations=None))
-    assert [found[value][0].generations for value in (3.5, 3.0, 2.5)] == [11, 3, 3]
-    assert planned(settings(tmp_path, generations=11, seeded_generations=0))[3.0][0].generations == 0
+    assert [found[value][0].generations for value in (3.5, 3.0, 2.5)] == [3, 11, 3]
+    assert planned(settings(tmp_path, generations=11, seeded_generations=0))[3.5][0].generations == 0
+
+
+@settings_of(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from([2.25, 2.5, 3.0, 3.25, 3.5, 4.0, 5.0]), min_size=1, unique=True))
+def test_each_budget_is_seeded_by_the_nearest_that_there_is_and_the_first_is_the_middle_one(
+    values: list[float],
+) -> None:
+    record = SweepRecord(Location.parse("/nowhere"), "target_bits").with_values(values)
+    order = list(record.seeds)
+    assert sorted(order) == sorted(values)
+    assert order[0] == sorted(values)[len(values) // 2]
+    for number, value in enumerate(order[1:], 1):
+        seed, before = record.seeds[value], order[:number]
+        assert seed in before
+        # No other of those to come is nearer to what there is.
+        least = min(abs(other - there) for other in order[number:] for there in before)
+        assert abs(value - seed) == least
 
 
 def test_what_is_dropped_can_be_swept(material: Material, tmp_path: Path) -> None:
