@@ -1,7 +1,7 @@
 """A sweep of budgets against a search of its own for each: how many candidate tokens the same quality takes.
 
 python -m benchmarks.sweep_tokens --model FOLDER --data TEXT.txt --judge-data HELD_OUT.txt [--bits 2.25,2.5,3,3.5,4]
-    [--generations 10] [--seeded-generations 2]
+    [--generations 7] [--seeded-generations 2]
 
 The sweep is counted whole. A search of its own is counted until its parent has the held-out KL of what the sweep found
 for its budget, both on the same tokens, as if it knew when to stop; where it never has, all of its tokens are counted,
@@ -71,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser, judge_tokens=65536)
     parser.add_argument("--bits", default="2.25,2.5,3,3.5,4")
-    parser.add_argument("--generations", type=int, default=10, help="of the budget that nothing seeds")
+    parser.add_argument("--generations", type=int, default=7, help="of the budget that nothing seeds")
     parser.add_argument("--seeded-generations", type=int, default=2)
     parser.add_argument("--own-tokens", type=int, default=737280, help="after which a search of its own stops")
     parser.add_argument("--option", nargs="*", default=[], help="of the sweep, such as survey=0")
