@@ -16,31 +16,20 @@ from typing import Any
 
 import evoray
 from benchmarks.log import append, table
-from benchmarks.trials import ROWS, SCHEDULE, add_flags, built_store, folder_of, kl_of, trial
-from evoray.run.journal import GenerationRow, Journal
+from benchmarks.trials import ROWS, SCHEDULE, add_flags, built_store, folder_of, kl_of, path_of, trial
 from evoray.run.progress import RichProgress
 from evoray.space import Genotype
-from evoray.store import Location
 
 SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
 """Of the tokens, after which the parent on the way is looked at."""
 
 
-def parents(rows: list[GenerationRow], tokens: int) -> list[Genotype]:
+def parents(path: list[tuple[int, Genotype]], tokens: int) -> list[Genotype]:
     """The parent after each share of the tokens: of the last generation that was whole by then, or of the first.
 
     The last generation of a search may end beyond the limit, and does not count then.
     """
-    found = []
-    for share in SHARES:
-        parent, used = rows[0].winner, 0
-        for row in rows:
-            used += row.tokens
-            if used > share * tokens:
-                break
-            parent = row.winner
-        found.append(parent)
-    return found
+    return [next((parent for used, parent in path[::-1] if used <= share * tokens), path[0][1]) for share in SHARES]
 
 
 def measure(option: str, seed: int, given: argparse.Namespace, folder: Path) -> list[Any]:
@@ -57,11 +46,11 @@ def measure(option: str, seed: int, given: argparse.Namespace, folder: Path) -> 
     with RichProgress() as progress:
         built_store(given, row["store"], folder, progress)
         found = evoray.search(run=str(run), judge_tokens=2048, progress=progress, **shared)
-    rows = Journal(Location.parse(found.run)).rows
-    on_the_way = parents(rows, given.tokens)
+    path = path_of(found.run)
+    on_the_way = parents(path, given.tokens)
     kl = kl_of(on_the_way, shared, given.judge_tokens)
-    new = sum(before.winner != after.winner for before, after in itertools.pairwise(rows))
-    return [found.best["candidate_tokens"], len(rows), new, *(f"{kl[parent]:.6f}" for parent in on_the_way)]
+    new = sum(before != after for (_, before), (_, after) in itertools.pairwise(path))
+    return [found.best["candidate_tokens"], len(path), new, *(f"{kl[parent]:.6f}" for parent in on_the_way)]
 
 
 def main() -> None:

@@ -14,20 +14,8 @@ from typing import Any
 
 import evoray
 from benchmarks.log import append, table
-from benchmarks.trials import ROWS, SCHEDULE, add_flags, built_store, folder_of, kl_of, trial
-from evoray.run.journal import Journal
+from benchmarks.trials import ROWS, SCHEDULE, add_flags, built_store, folder_of, kl_of, path_of, trial
 from evoray.run.progress import RichProgress
-from evoray.space import Genotype
-from evoray.store import Location
-
-
-def path_of(run: str) -> list[tuple[int, Genotype]]:
-    """Candidate tokens after each generation, and the parent then."""
-    found, used = [], 0
-    for row in Journal(Location.parse(run)).rows:
-        used += row.tokens
-        found.append((used, row.winner))
-    return found
 
 
 def measure(given: argparse.Namespace) -> list[list[Any]]:

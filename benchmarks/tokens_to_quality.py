@@ -28,7 +28,7 @@ import numpy as np
 import evoray
 from benchmarks.accepted import accepted, drawn, losses
 from benchmarks.log import append, table
-from benchmarks.trials import ROWS, SCHEDULE, add_flags, built_store, folder_of, trial
+from benchmarks.trials import ROWS, SCHEDULE, add_flags, built_store, folder_of, path_of, trial
 from evoray.cluster import open_pool
 from evoray.run.ground import plan_ground
 from evoray.run.journal import Journal
@@ -81,11 +81,8 @@ def measure(name: str, seed: int, label: str, given: argparse.Namespace, folder:
             again_N = losses(pool, ground, both, ground.text, given.accept_tokens).sum(1) if both else np.zeros(0)
     judged = ground.judge_text.tokens
     on_part = dict(zip(path, part_NB[1:].sum(1).tolist(), strict=True))
-    reached, used = None, 0
-    for each in rows:
-        used += each.tokens
-        if reached is None and on_part[each.winner] <= part_NB[0].sum():
-            reached = used
+    target = part_NB[0].sum()
+    reached = next((used for used, parent in path_of(tested.run) if on_part[parent] <= target), None)
     again = dict(zip(both, again_N.tolist(), strict=True))
     found = {
         "reference_tokens": spent,

@@ -1,6 +1,6 @@
 """What measurements of whole searches share: rows, texts, stores and the flags of their command lines.
 
-Holds: `ROWS`, `SCHEDULE`, `add_flags`, `folder_of`, `trial`, `built_store`, `kl_of`.
+Holds: `ROWS`, `SCHEDULE`, `add_flags`, `folder_of`, `trial`, `built_store`, `path_of`, `kl_of`.
 """
 
 import argparse
@@ -15,9 +15,11 @@ from benchmarks.accepted import losses
 from benchmarks.paper import STORES
 from evoray.cluster import open_pool
 from evoray.run.ground import plan_ground
+from evoray.run.journal import Journal
 from evoray.run.progress import Progress
 from evoray.settings import SearchSettings
 from evoray.space import Genotype
+from evoray.store import Location
 
 ROWS: dict[str, dict[str, Any]] = {
     "bits-3": {"store": "quantization", "target_bits": 3.0, "tie": "fused"},
@@ -81,6 +83,15 @@ def built_store(given: argparse.Namespace, name: str, folder: Path, progress: Pr
         progress=progress,
         **STORES[name],
     )
+
+
+def path_of(run: str) -> list[tuple[int, Genotype]]:
+    """Candidate tokens after each generation, and the parent then."""
+    found, used = [], 0
+    for row in Journal(Location.parse(run)).rows:
+        used += row.tokens
+        found.append((used, row.winner))
+    return found
 
 
 def kl_of(genotypes: Sequence[Genotype], shared: dict[str, Any], judge_tokens: int) -> dict[Genotype, float]:
