@@ -23,7 +23,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from evoray.errors import UserError
 from evoray.model import DropKind, ModelAdapter, find_structure, quiet_transformers
 from evoray.model.probes import probe_ids
-from evoray.model.products import fast_products
+from evoray.model.products import multiplying
 
 _T = TypeVar("_T")
 
@@ -163,7 +163,7 @@ class Expected:
                     f"{new} and was {traits.get(off[0])}); {_REMEDY}"
                 )
         # Multiplied as in the passes that measured.
-        with torch.no_grad(), fast_products(), quiet_transformers():
+        with torch.no_grad(), multiplying(model.device, model.dtype), quiet_transformers():
             output: Any = model(input_ids=self.ids_BT, use_cache=False, return_dict=True)
         if not torch.equal(output.logits, self.logits_BTV):
             raise UserError(

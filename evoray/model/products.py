@@ -36,7 +36,7 @@ def product(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Te
         [N, O] in their dtype. The bits of a row don't depend on which rows stand beside it, as far as they don't
         depend on how many there are.
     """
-    if x_NI.dtype is torch.float32 and weight_OI.dtype is torch.float32 and library(x_NI.device, x_NI.dtype) != "torch":
+    if weight_OI.dtype is x_NI.dtype and library(x_NI.device, x_NI.dtype) == "onednn":
         # What lies in memory in another order goes to a kernel that is a thousand times slower.
         found: Tensor = torch.ops.mkldnn._linear_pointwise(
             x_NI.contiguous(), weight_OI.contiguous(), bias_O, "none", [], ""
@@ -47,11 +47,9 @@ def product(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Te
 
 def library(device: torch.device, dtype: torch.dtype) -> str:
     """What multiplies there: "onednn" where `product` takes it itself, "torch" where that is torch's affair."""
-    usable = device.type == "cpu" and dtype is torch.float32 and torch.backends.mkldnn.is_available()
-    return "onednn" if usable and torch.backends.mkldnn.enabled and hasattr(_OPERATIONS, _NAME) else "torch"
-
-
-_OPERATIONS, _NAME = torch.ops.mkldnn, "_linear_pointwise"
+    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    usable = there and torch.backends.mkldnn.enabled
+    return "onednn" if usable and device.type == "cpu" and dtype is torch.float32 else "torch"
 
 
 class fast_products(TorchFunctionMode):
@@ -73,7 +71,7 @@ class fast_products(TorchFunctionMode):
 
 def multiplying(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
     """`fast_products` where `product` differs from torch's own; else nothing: a mode costs a little per operation."""
-    return fast_products() if library(device, dtype) != "torch" else nullcontext()
+    return fast_products() if library(device, dtype) == "onednn" else nullcontext()
 
 
 def _renamed(kwargs: Mapping[str, Any]) -> dict[str, Any]:
