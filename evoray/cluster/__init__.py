@@ -17,6 +17,7 @@
 `metrics.py`: `RunMetrics`: figures of a run for whoever watches the cluster.
 `logs.py`: `WorkerLogs`: what workers wrote, brought to the driver.
 `environment.py`: whether nodes have the driver's Python.
+`answers.py`: waiting for Ray's answers, so that a signal ends the wait.
 `ray_errors.py`: what an error of Ray's tells.
 """
 

@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from evoray.cluster.actor import ModelActor, UnpreparedError
+from evoray.cluster.answers import answer, ended
 from evoray.cluster.capacity import Node, Room, lacking_gpus, max_gpus, room_for_workers
 from evoray.cluster.connection import connect, nodes
 from evoray.cluster.environment import check_nodes, packages
@@ -274,19 +275,19 @@ class Actors:
         if not waiting:
             time.sleep(timeout)
             return []
-        ended = ray.wait(waiting, num_returns=1, timeout=timeout)[0]
-        if ended:
+        refs = ended(waiting, count=1, timeout=timeout)
+        if refs:
             # With many workers many answer meanwhile.
-            ended = ray.wait(waiting, num_returns=len(waiting), timeout=0)[0]
-        for ref in ended:
+            refs = ended(waiting, count=len(waiting), timeout=0)
+        for ref in refs:
             if ref in starting:
                 self._settle_start(starting[ref])
-        return [ref for ref in ended if ref not in starting]
+        return [ref for ref in refs if ref not in starting]
 
     def _settle_start(self, actor: Actor) -> None:
         ref, actor.starting = actor.starting, None
         try:
-            result = ray.get(ref)
+            result = answer(ref)
         except RayError as error:
             self._failed_start(actor, error)
             return

@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from evoray.cluster.answers import answer, ended
 from evoray.cluster.worker import versions
 from evoray.errors import UserError
 
@@ -51,10 +52,11 @@ def check_nodes(wanted: dict[str, str], asking: Callable[[tuple[str, ...]], Call
             calls[ref] = entry["NodeManagerHostname"]
     until, waiting, unlike = time.monotonic() + ANSWER, list(calls), list[str]()
     while waiting and (left := until - time.monotonic()) > 0:
-        ended, waiting = ray.wait(waiting, timeout=left)
-        for ref in ended:
+        refs = ended(waiting, count=1, timeout=left)
+        waiting = [ref for ref in waiting if ref not in refs]
+        for ref in refs:
             try:
-                found = ray.get(ref)
+                found = answer(ref)
             except RayError:
                 continue  # the node is going, or its runtime environment failed: whoever works there says why
             differing = [

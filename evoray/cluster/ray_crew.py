@@ -20,6 +20,7 @@ from ray.exceptions import RayError
 
 from evoray.cluster.actor import ModelActor
 from evoray.cluster.actors import PAUSE, TRIES, Actor, Actors, is_loss
+from evoray.cluster.answers import answer
 from evoray.cluster.build_worker import BuildActor, BuildSpec, arrived, portable
 from evoray.cluster.pool import say
 from evoray.cluster.ray_errors import first_line, process_died, told
@@ -161,7 +162,7 @@ class RayCrew(Actors):
     def _settle(self, ref: Any) -> None:
         actor, _ = self._calls.pop(ref)
         try:
-            result = ray.get(ref)
+            result = answer(ref)
         except RayError as error:
             if not is_loss(error):
                 raise told(error) from None

@@ -22,6 +22,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from evoray.cluster.actor import WorkerActor
 from evoray.cluster.actors import PAUSE, POLL, TRIES, Actor, Actors, is_loss
 from evoray.cluster.ahead import Ahead, Kept, Pair, pairs
+from evoray.cluster.answers import answer
 from evoray.cluster.capacity import room_for_workers
 from evoray.cluster.connection import draining, nodes
 from evoray.cluster.dispatch import Dispatcher, Item, shares
@@ -293,7 +294,7 @@ class RayPool(Actors, Pool):
     ) -> None:
         actor, item = calls.pop(ref)
         try:
-            result, seconds = ray.get(ref)
+            result, seconds = answer(ref)
         except RayError as error:
             if not is_loss(error):
                 self.busy.end(actor.index)
@@ -315,7 +316,7 @@ class RayPool(Actors, Pool):
         late = self._late.pop(ref)
         actor = late.actor
         try:
-            result, _ = ray.get(ref)
+            result, _ = answer(ref)
             if late.pair is not None:
                 self._kept.put(late.pair, result[0])
         except RayError as error:
@@ -381,7 +382,7 @@ class RayPool(Actors, Pool):
         for ref in [ref for ref, (holder, _) in calls.items() if holder is actor]:
             _, item = calls.pop(ref)
             try:
-                result, seconds = ray.get(ref, timeout=0)
+                result, seconds = answer(ref, timeout=0)
             except (RayError, GetTimeoutError):
                 continue
             dispatcher.done(actor.index, item, take(item, result), time.monotonic(), seconds)
