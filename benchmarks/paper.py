@@ -9,12 +9,12 @@ in one pass on held-out text, with paired intervals over blocks. Rows that are f
 import argparse
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import evoray
 from benchmarks.log import append, table
+from benchmarks.trials import add_flags, built_store, folder_of, trial
 from evoray.cluster import open_pool
 from evoray.errors import UserError
 from evoray.run.best import judged_candidates
@@ -23,10 +23,6 @@ from evoray.run.problem import find_by_baseline
 from evoray.run.progress import RichProgress
 from evoray.settings import BaselineSettings
 
-STORES: dict[str, dict[str, Any]] = {
-    "quantization": {"kind": "quantization", "levels": "2,3,4,5,6", "group_size": 64},
-    "sparsity": {"kind": "sparsity", "levels": "0.3,0.4,0.5,0.6,0.7,0.8,0.9"},
-}
 ROWS: dict[str, dict[str, Any]] = {
     **{f"sparsity-{share}": {"store": "sparsity", "target_sparsity": share} for share in (0.5, 0.6, 0.7)},
     "blocks-3": {"drop_blocks": 3, "drop_entire_block": True},
@@ -65,30 +61,12 @@ def measure(name: str, given: argparse.Namespace, folder: Path) -> dict[str, Any
     if kept.exists():
         found: dict[str, Any] = json.loads(kept.read_text())
         return found
-    row = dict(ROWS[name])
-    store = row.pop("store", None)
-    shared = {
-        "model": given.model,
-        "data": given.data,
-        "judge_data": given.judge_data,
-        "sequence_length": given.sequence_length,
-        "search_tokens": given.search_tokens,
-        "workers": given.workers,
-        "seed": given.seed,
-        **({"store": str(folder / store)} if store else {}),
-        **row,
-    }
+    row = ROWS[name]
+    store = row.get("store")
+    shared = trial(given, row, given.seed, folder)
     with RichProgress() as progress:
         if store is not None:
-            evoray.build(
-                model=given.model,
-                data=given.data,
-                store=shared["store"],
-                sequence_length=given.sequence_length,
-                hessian_tokens=given.hessian_tokens,
-                progress=progress,
-                **STORES[store],
-            )
+            built_store(given, store, folder, progress)
         result = evoray.search(
             run=str(folder / f"run-{name}"),
             # Judged below, with all others.
@@ -126,25 +104,17 @@ def _named(values: dict[str, Any]) -> str:
 def main() -> None:
     """Parses arguments, measures, logs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--data", required=True, help="text for Hessians and for the search")
-    parser.add_argument("--judge-data", required=True, help="held-out text")
+    add_flags(parser, judge_tokens=65536)
+    parser.set_defaults(search_tokens=131072)
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
-    parser.add_argument("--sequence-length", type=int, default=256)
     parser.add_argument("--generations", type=int, default=24)
     parser.add_argument("--offspring", type=int, default=24)
     parser.add_argument("--survivors", default="6,2,1")
     parser.add_argument("--tokens", default="512,2048,8192")
     parser.add_argument("--baseline-tokens", type=int, default=4096)
-    parser.add_argument("--hessian-tokens", type=int, default=65536)
-    parser.add_argument("--search-tokens", type=int, default=131072)
-    parser.add_argument("--judge-tokens", type=int, default=65536)
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", default=None, help="where stores and runs go; kept when given")
     given = parser.parse_args()
-    folder = Path(given.folder or tempfile.mkdtemp(prefix="evoray-paper-"))
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = folder_of(given)
     rows = []
     for name in given.rows:
         judged = measure(name, given, folder)

@@ -1,6 +1,6 @@
 """What measurements of whole searches share: rows, texts, stores and the flags of their command lines.
 
-Holds: `ROWS`, `SCHEDULE`, `add_flags`, `folder_of`, `trial`, `built_store`, `path_of`, `kl_of`.
+Holds: `STORES`, `ROWS`, `SCHEDULE`, `add_flags`, `folder_of`, `trial`, `built_store`, `path_of`, `kl_of`.
 """
 
 import argparse
@@ -12,7 +12,6 @@ from typing import Any
 
 import evoray
 from benchmarks.accepted import losses
-from benchmarks.paper import STORES
 from evoray.cluster import open_pool
 from evoray.run.ground import plan_ground
 from evoray.run.journal import Journal
@@ -21,6 +20,10 @@ from evoray.settings import SearchSettings
 from evoray.space import Genotype
 from evoray.store import Location
 
+STORES: dict[str, dict[str, Any]] = {
+    "quantization": {"kind": "quantization", "levels": "2,3,4,5,6", "group_size": 64},
+    "sparsity": {"kind": "sparsity", "levels": "0.3,0.4,0.5,0.6,0.7,0.8,0.9"},
+}
 ROWS: dict[str, dict[str, Any]] = {
     "bits-3": {"store": "quantization", "target_bits": 3.0, "tie": "fused"},
     "bits-2.5": {"store": "quantization", "target_bits": 2.5, "tie": "fused"},
@@ -68,7 +71,7 @@ def trial(given: argparse.Namespace, row: dict[str, Any], seed: int, folder: Pat
         "seed": seed,
         "workers": given.workers,
         **row,
-        "store": str(folder / row["store"]),
+        **({"store": str(folder / row["store"])} if "store" in row else {}),
     }
 
 

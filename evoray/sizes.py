@@ -1,6 +1,6 @@
 """Sizes as people write them.
 
-Holds: `parse_size`.
+Holds: `parse_size`, `human_bytes`.
 """
 
 import math
@@ -31,3 +31,11 @@ def parse_size(text: str | int) -> int:
     if size < 1:
         raise UserError(f"a size of {text!r} is less than one byte; write it like 3.5GB, 3.2GiB, 900MB")
     return size
+
+
+def human_bytes(count: int) -> str:
+    """`1.50 GB`: powers of 1000, as sizes on the command line."""
+    value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{count} B" if units[0] == "B" else f"{value:.2f} {units[0]}"

@@ -22,8 +22,8 @@ from evoray.configuration import BASE, configuration_text
 from evoray.embedded import EMBEDDED
 from evoray.export.source import Depth, ExportSource
 from evoray.model import model_folder
-from evoray.report.tables import human_bytes
 from evoray.run.bare import bare_manifest
+from evoray.sizes import human_bytes
 from evoray.space import Costs, configuration_costs
 from evoray.space.costs import dropped_layers
 from evoray.space.depth import BLOCK

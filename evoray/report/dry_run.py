@@ -9,10 +9,10 @@ from typing import Any
 from rich.table import Table
 
 from evoray.model import Facts
-from evoray.report.tables import human_bytes
 from evoray.run.build import build_memory, plan_build
 from evoray.run.plan import plan_search
 from evoray.settings import BuildSettings, SearchSettings
+from evoray.sizes import human_bytes
 
 # Rough sustained rates in floating-point operations per second, only to tell minutes from days.
 _CPU_CORE_RATE = 3e10

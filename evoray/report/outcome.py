@@ -5,9 +5,9 @@ Holds: `result_outcome`, `sweep_outcome`, `build_outcome`.
 
 from typing import TYPE_CHECKING
 
-from evoray.report.tables import human_bytes
 from evoray.run.best import SearchResult
 from evoray.run.directory import BEST
+from evoray.sizes import human_bytes
 from evoray.store import Manifest
 
 if TYPE_CHECKING:

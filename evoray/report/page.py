@@ -16,7 +16,7 @@ from evoray.report.numbers import RunNumbers
 from evoray.report.pictures import Picture, judged_head, judged_row
 from evoray.report.spelled import duration, exact, flat, whole
 from evoray.report.style import STYLE
-from evoray.report.tables import human_bytes
+from evoray.sizes import human_bytes
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 

@@ -21,7 +21,7 @@ from evoray.report.figures import (
 )
 from evoray.report.numbers import Judged, RunNumbers, loss_name
 from evoray.report.spelled import exact, flat, number, whole
-from evoray.report.tables import human_bytes
+from evoray.sizes import human_bytes
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from evoray.report.tables import human_bytes
 from evoray.run.budgets import SweepRecord, spelled
 from evoray.run.named import read_best
 from evoray.settings import SweepSettings
+from evoray.sizes import human_bytes
 
 if TYPE_CHECKING:
     from evoray.run.sweep import Sweep

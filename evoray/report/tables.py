@@ -1,6 +1,6 @@
 """Tables for the terminal, each with the same numbers for programs.
 
-Holds: `comparison`, `certificate`, `inspect`, `evaluation_table`, `human_bytes`.
+Holds: `comparison`, `certificate`, `inspect`, `evaluation_table`.
 """
 
 from collections import Counter
@@ -18,6 +18,7 @@ from evoray.run.budgets import SweepRecord
 from evoray.run.directory import BEST, IDENTITY
 from evoray.run.journal import Journal
 from evoray.run.named import configuration_of, needs_variants, read_best, resolve_sites
+from evoray.sizes import human_bytes
 from evoray.space import Costs, configuration_costs
 from evoray.store import LayerEntry, Location, Manifest, VariantStore
 from evoray.store.manifest import BUILDING, MANIFEST
@@ -42,14 +43,6 @@ WHOLE_BLOCK = "block"
 
 MIXERS, FEED_FORWARDS = ("att",), ("mlp", "ffn", "fc", "feed_forward", "moe", "experts")
 """Parts of names by which sublayers are counted: without the model's facts, a name is all there is."""
-
-
-def human_bytes(count: int) -> str:
-    """`1.50 GB`: powers of 1000, as sizes on the command line."""
-    value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
-    while value >= 1000 and len(units) > 1:
-        value, units = value / 1000, units[1:]
-    return f"{count} B" if units[0] == "B" else f"{value:.2f} {units[0]}"
 
 
 def comparison(candidates: Mapping[str, Mapping[str, Any]], tokens: int) -> Table:

@@ -19,11 +19,11 @@ from evoray.embedded import model_path
 from evoray.export import Depth, ExportOptions, ExportSource, export
 from evoray.export.card import Card, model_card
 from evoray.model import checkpoint_facts
-from evoray.report.tables import human_bytes
 from evoray.run.export import run_export
 from evoray.run.named import run_of
 from evoray.run.search import search
 from evoray.settings import ExportSettings
+from evoray.sizes import human_bytes
 from evoray.store import VariantStore
 
 

@@ -13,11 +13,12 @@ from rich.console import Console, RenderableType
 from searches import WITHOUT_STORE, Material
 
 from evoray.errors import UserError
-from evoray.report.tables import comparison, evaluation_table, human_bytes, inspect
+from evoray.report.tables import comparison, evaluation_table, inspect
 from evoray.run.build import run_build
 from evoray.run.evaluate import Evaluation
 from evoray.run.search import search
 from evoray.settings import BuildSettings
+from evoray.sizes import human_bytes
 from evoray.space import Costs, configuration_costs
 from evoray.store import VariantStore
 
