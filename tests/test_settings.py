@@ -105,8 +105,6 @@ def test_python_may_give_paths(tmp_path: Path) -> None:
         ({"dtype": "int8"}, "--dtype 'int8': should be 'auto', 'float32', 'float16' or 'bfloat16'"),
         ({"max_hours": "nan"}, "--max-hours 'nan'"),
         ({"race": "halving", "merge": True}, "--merge needs --race sequential, not halving; leave out one of them"),
-        ({"race": "fixed", "deepest": 1 << 20}, "--deepest needs --race sequential, not fixed; leave out one of them"),
-        ({"deepest": 4096}, "--deepest 4096 is less than the last of --tokens, 131072; raise it"),
         ({"sequence_length": 3}, "--sequence-length 3"),
         ({"model": 3}, "--model 3: should be a valid string"),
         ({"run": " "}, "--run ' ': it is empty; give a value"),

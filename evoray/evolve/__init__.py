@@ -7,7 +7,7 @@ Holds:
     race: `Race`, `Measurement`, `Ahead`, `Draw`, `Told`, `RaceResult`, `Rung`, `rungs`: what a race is
     fixed, halving, sequential: `FixedRace`, `HalvingRace`, `SequentialRace`: who is measured further, and who wins
     paired: `Difference`, `difference`, `Tally`: losses on the same blocks
-    additive: `AdditiveModel`, `Lessons`: what all measurements say of each step
+    additive: `AdditiveModel`, `Lessons`, `of_genes`: what all measurements say of each step
     proposals: `Proposals`, `Mutants`, `Screened`, `Learned`, `merged`: who races next
     survey: `Survey`: a generation that only measures
     strategy: `OnePlusLambda`, `Outcome`: the search
@@ -15,7 +15,7 @@ Holds:
 A new race policy is one more file here, with a class that has what `Race` has; so is a new way to propose.
 """
 
-from evoray.evolve.additive import AdditiveModel, Lessons
+from evoray.evolve.additive import AdditiveModel, Lessons, of_genes
 from evoray.evolve.draws import Purpose, rng
 from evoray.evolve.fixed import FixedRace
 from evoray.evolve.halving import HalvingRace
@@ -61,6 +61,7 @@ __all__ = [
     "difference",
     "initial",
     "merged",
+    "of_genes",
     "random_legal",
     "rng",
     "rungs",

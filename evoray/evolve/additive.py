@@ -1,6 +1,6 @@
 """What all measurements together say of each step of each gene, were the loss a sum over genes.
 
-Holds: `AdditiveModel`, `Lessons`.
+Holds: `AdditiveModel`, `Lessons`, `of_genes`.
 
 It is not: the whole model is measured because such sums mislead. So it only proposes, and never decides.
 
@@ -8,13 +8,14 @@ Legend: N candidates, G genes, K levels, P steps (of gene g from level k-1 to k)
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evoray.space import Genotype, Space
 
-Lessons = Mapping[str, NDArray[np.float64]]
+Lessons = Mapping[str, NDArray[Any]]
 """All that a model learned, by name: what another one over the same genes can begin with."""
 
 _MISFIT = 0.15
@@ -26,6 +27,15 @@ step."""
 
 _SHARED = 10.0
 """The same of the effects that all genes share: nearly free."""
+
+
+def of_genes(lessons: Lessons, space: Space) -> bool:
+    """Whether lessons are of genes with these names, levels and costs; limits may differ."""
+    return "genes" in lessons and np.array_equal(lessons["genes"], _named(space))
+
+
+def _named(space: Space) -> NDArray[np.str_]:
+    return np.array([f"{gene.name} {' '.join(gene.levels)} {' '.join(map(str, gene.costs))}" for gene in space.genes])
 
 
 class AdditiveModel:
@@ -63,8 +73,7 @@ class AdditiveModel:
         self.candidates = 0
         self._posterior: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
         if lessons is not None:
-            mine = self.lessons
-            if any(name not in lessons or lessons[name].shape != there.shape for name, there in mine.items()):
+            if not of_genes(lessons, space):
                 raise ValueError(f"lessons of other genes than the {self._shape[0]} with {self._shape[1]} steps each")
             self._precision_PP = lessons["precision_PP"].copy()
             self._evidence_P = lessons["evidence_P"].copy()
@@ -83,6 +92,7 @@ class AdditiveModel:
             "shared_J": self._shared_J.copy(),
             "between": np.array(self._between),
             "candidates": np.array(float(self.candidates)),
+            "genes": _named(self.space),
         }
 
     def learn(self, genotypes: Sequence[Genotype], losses_NB: NDArray[np.float64], tokens_B: NDArray[np.int64]) -> None:

@@ -104,12 +104,15 @@ class Tally:
             asked: on how many tokens they were measured, where that is not the sum of these.
 
         Raises:
-            ValueError: shapes that don't fit.
+            ValueError: shapes that don't fit, or blocks that were cut otherwise for others: no losses to compare.
         """
         losses_NB = np.asarray(losses_NB, dtype=np.float64)
         if losses_NB.shape != (len(genotypes), len(tokens_B)):
             raise ValueError(f"losses {losses_NB.shape} must be [genotypes, blocks]: {len(genotypes)}, {len(tokens_B)}")
         first = self.blocks(genotypes[0]) if len(genotypes) else 0
+        there_B = self._tokens_B[first : first + len(tokens_B)]
+        if not np.array_equal(there_B, tokens_B[: len(there_B)]):
+            raise ValueError(f"blocks of {list(tokens_B[: len(there_B)])} tokens, where others had {list(there_B)}")
         for genotype, losses_B in zip(genotypes, losses_NB, strict=True):
             if self.blocks(genotype) != first:
                 raise ValueError("genotypes of one measurement must have been measured on equally many blocks before")

@@ -113,6 +113,8 @@ class RaceResult:
         kept: all who go on, the winner first and then by loss; the winner alone where nothing is given.
         doubt: the probability, at most, that a child as good as its parent would have won like this; None where a
             parent won, or the policy does not ask.
+        risk: the probability, at most, with which this race let any child in that is no better than the parent it
+            replaced, whatever came of it; None where the policy does not bound it.
     """
 
     winner: Genotype
@@ -121,6 +123,7 @@ class RaceResult:
     measured: tuple[Measured, ...]
     kept: tuple[Genotype, ...] = ()
     doubt: float | None = None
+    risk: float | None = None
 
     def __post_init__(self) -> None:
         if not self.kept:
@@ -208,7 +211,7 @@ def rungs(survivors: Sequence[int], tokens: Sequence[int], population: int = 1) 
         population: how many go on from a generation.
 
     Raises:
-        UserError: lists of unequal length or empty, survivors that don't fall to the population, tokens below 1 or
+        UserError: lists of unequal length or empty, survivors that don't fall to the population, tokens below 2 or
             falling.
     """
     named = f"survivors {_listed(survivors)} and tokens {_listed(tokens)}"
@@ -220,8 +223,8 @@ def rungs(survivors: Sequence[int], tokens: Sequence[int], population: int = 1) 
         like = f"{16 * population} {4 * population} {population}"
         whole = "" if population == 1 else ", the population"
         raise UserError(f"{named}: survivors must fall from rung to rung and end with {population}{whole}, like {like}")
-    if min(tokens) < 1:
-        raise UserError(f"{named}: every rung needs at least 1 token")
+    if min(tokens) < LEAST:
+        raise UserError(f"{named}: every rung needs at least {LEAST} tokens, since the first predicts nothing")
     if any(left > right for left, right in pairwise(tokens)):
         raise UserError(f"{named}: tokens must not fall from rung to rung; fewer candidates deserve more of them")
     return tuple(Rung(left, count) for left, count in zip(survivors, tokens, strict=True))

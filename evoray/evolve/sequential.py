@@ -25,9 +25,9 @@ class Doubts:
     """When a race is sure enough.
 
     Attributes:
-        accepting: the probability, at most, that a child as good as its parent replaces it. It is shared out evenly
-            over the looks at the losses and the children that are looked at (Bonferroni), so it holds however often
-            one looks.
+        accepting: the probability, at most, that a race lets any child in that is no better than the parent it
+            replaces. It is shared out evenly over the looks at the losses, the children that are looked at, and the
+            parents they may be compared with (Bonferroni), so it holds however often one looks.
         leaving: a candidate leaves while its kind is being chosen from when a loss this much higher than the leader's
             would come about by chance with this probability. A good one that leaves costs a chance, not a wrong turn.
         worth: what is left to gain, as a share of the parent's loss, below which no more tokens are spent on it.
@@ -50,7 +50,8 @@ class SequentialRace:
     chose neither: what is known of a parent there is from races that children lost to it, and need not be measured
     again. There are four looks, at an eighth, a quarter, half and all of the rung's tokens. A child wins when its loss
     is lower beyond doubt, see `Doubts.accepting`, than that of the parent it would replace, and no other that still may
-    win has a lower one; it leaves when it looks worse, or has too little to gain.
+    win has a lower one; it leaves when it looks worse, or has too little to gain. Of several parents the weakest are
+    replaced, and only a child that is better than the best beyond doubt stands before it.
 
     Without parents the rungs only choose, and the best by their mean go on.
 
@@ -241,7 +242,7 @@ class SequentialRace:
         tally = self._confirmed_on
         looks = looks_at(self._last.tokens)
         if not self._look:
-            self._tests = max(1, len(looks) * len(self._children))
+            self._tests = max(1, len(looks) * len(self._children) * len(self._parents))
         if not self._children:
             self._finish([], None)
             return
@@ -266,8 +267,8 @@ class SequentialRace:
         level = tally.mean(weakest, blocks)
         ranked = sorted(self._children, key=lambda child: tally.mean(child, blocks))
         apart = {child: tally.apart(child, weakest) for child in ranked}
-        certain = [child for child in ranked if apart[child].doubt <= self._doubts.accepting / self._tests]
-        worth = self._doubts.worth * level if math.isfinite(level) else 0.0
+        certain = [child for child in ranked if self._better(child, weakest)]
+        worth = self._doubts.worth * abs(level) if math.isfinite(level) else 0.0
         going = [
             child for child in ranked if child in certain or (apart[child].mean < 0 and apart[child].best() < -worth)
         ]
@@ -279,32 +280,49 @@ class SequentialRace:
         else:
             self._children = going
 
+    def _better(self, genotype: Genotype, parent: Genotype) -> bool:
+        """Beyond doubt."""
+        return self._confirmed_on.apart(genotype, parent).doubt <= self._doubts.accepting / self._tests
+
     def _finish(self, children: Sequence[Genotype], doubt: float | None) -> None:
         """Children that won, the best first; the parents fill the other places."""
-        tally = self._confirmed_on if self._parents else self._chosen_on
-        if self._parents:
-            whole = [*self._parents, *children]
-            blocks = min(tally.blocks(genotype) for genotype in whole)
-            if not blocks:
-                # Nothing was confirmed: what there is are the blocks that chose.
-                tally, blocks = self._chosen_on, min(self._chosen_on.blocks(genotype) for genotype in whole)
-            means = {genotype: tally.mean(genotype, blocks) for genotype in whole}
-            # Ties go to parents, who stand first; children that won stand before the parent they replace.
-            ranked = sorted(whole, key=means.__getitem__)
-        else:
-            ranked = list(children)
-            means = {genotype: tally.mean(genotype) for genotype in ranked}
-        kept = tuple(ranked[: self._last.survivors]) or (self._first,)
-        parent_fitness = min(means[parent] for parent in self._parents) if self._parents else None
-        won = kept[0] not in self._parents if self._parents else False
+        if not self._parents:
+            kept = tuple(children) or (self._first,)
+            self._result = RaceResult(kept[0], self._chosen_on.mean(kept[0]), None, tuple(self._measured), kept)
+            return
+        tally, whole = self._confirmed_on, [*self._parents, *children]
+        blocks = min(tally.blocks(genotype) for genotype in whole)
+        if not blocks:
+            # Nothing was confirmed: what there is are the blocks that chose.
+            tally, blocks = self._chosen_on, min(self._chosen_on.blocks(genotype) for genotype in whole)
+        means = {genotype: tally.mean(genotype, blocks) for genotype in whole}
+        kept = self._entered(children, means)
+        best = next((genotype for genotype in kept if genotype in self._parents), None)
+        # A child that is better than a weak parent need not be better than the best, whom it must not pass by luck.
+        if best is not None and not any(self._better(child, best) for child in kept if child in children):
+            kept = (best, *(genotype for genotype in kept if genotype != best))
         self._result = RaceResult(
             kept[0],
-            means.get(kept[0], math.inf),
-            parent_fitness,
+            means[kept[0]],
+            min(means[parent] for parent in self._parents),
             tuple(self._measured),
             kept,
-            doubt if won else None,
+            doubt if kept[0] in children else None,
+            self._doubts.accepting if self._look else 0.0,
         )
+
+    def _entered(self, children: Sequence[Genotype], means: Mapping[Genotype, float]) -> tuple[Genotype, ...]:
+        """Who goes on, by loss: the best children, as long as the next is better than the next weakest parent beyond
+        doubt, and the parents that are left."""
+        free = self._last.survivors - len(self._parents)
+        weakest = sorted(self._parents, key=means.__getitem__, reverse=True)
+        replaced = max(0, min(len(children) - free, len(weakest)))
+        # The worst of them stands against the best parent that would go.
+        while not all(map(self._better, children[:replaced], weakest[:replaced])):
+            replaced -= 1
+        # Ties go to parents, who stand first, in the order they had.
+        stay = [parent for parent in self._parents if parent not in weakest[:replaced]]
+        return tuple(sorted([*stay, *children[: replaced + free]], key=means.__getitem__))
 
 
 def _more(rung: Rung, done: int) -> int:

@@ -1,6 +1,6 @@
 """The search itself, as an object with ask, tell and stop.
 
-Holds: `Outcome`, `OnePlusLambda`, `PATIENT`.
+Holds: `Outcome`, `OnePlusLambda`.
 
     while not strategy.stop:
         race, told = strategy.ask(), []
@@ -24,9 +24,6 @@ from evoray.evolve.race import Known, Race, RaceFactory, RaceResult, Rung, Told
 from evoray.evolve.seeding import initial
 from evoray.evolve.survey import Survey
 from evoray.space import Genotype, Space
-
-PATIENT = 3
-"""Generations in a row without a new best parent after which the last rung doubles."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +61,6 @@ class OnePlusLambda:
 
     As long as its proposals know too little for it, nobody races: a generation is a survey, and the parents stay.
 
-    Where the parents are so good that their children's gains drown in the noise of the last rung, nothing better is
-    found however long one looks. So after every `PATIENT` generations in vain that rung has twice the tokens, up to a
-    limit; with a new parent it begins anew.
-
     Guesses join the first race, whatever it is for: they take places of its random genotypes or offspring, a quarter of
     them at most, evenly out of all guesses where there are more.
 
@@ -88,7 +81,6 @@ class OnePlusLambda:
         initial_tokens: on how many tokens the race for the start is; by default those of the first rung.
         proposals: makes the offspring; by default mutants, as in the paper.
         patience: generations in a row without a new best parent after which to stop; None to go on.
-        deepest: most tokens of the last rung; None where it never grows. For races that keep what is known of parents.
         guesses: genotypes that something cheap holds for good; those that are not legal are left out.
 
     Raises:
@@ -111,7 +103,6 @@ class OnePlusLambda:
         initial_tokens: int | None = None,
         proposals: Proposals | None = None,
         patience: int | None = None,
-        deepest: int | None = None,
         guesses: Sequence[Genotype] = (),
     ) -> None:
         if offspring < 1 or generations < 0 or initial_candidates < 1 or seed < 0:
@@ -132,13 +123,11 @@ class OnePlusLambda:
             raise UserError(f"the start costs {space.cost(start)}, above the limit {space.limit}; give one within it")
         if patience is not None and patience < 1:
             raise UserError(f"patience {patience} would stop before the first generation; give 1 or more")
-        if deepest is not None and deepest < rungs[-1].tokens:
-            raise UserError(f"deepest {deepest} is less than the {rungs[-1].tokens} tokens of the last rung")
-        self._deepest = deepest
         self._space = space
         self._count = offspring
         self._proposals = Mutants(space, mutation) if proposals is None else proposals
         self._patience, self._in_vain = patience, 0
+        self._raced = False
         self._known: dict[Genotype, Known] = {}
         self._skip = 0
         self._rungs = tuple(rungs)
@@ -186,6 +175,11 @@ class OnePlusLambda:
         return self._fitness
 
     @property
+    def raced(self) -> bool:
+        """Whether any generation was a race that a child could win."""
+        return self._raced
+
+    @property
     def lessons(self) -> Lessons | None:
         """What its proposals learned, for a search over the same genes to begin with; None where they don't."""
         return self._proposals.lessons
@@ -221,7 +215,7 @@ class OnePlusLambda:
             raise RuntimeError(f"the search has stopped: {reason}")
         if self._proposals.surveys:
             return Survey(self._offspring(), self._population, self._rungs[0])
-        return self._race(self._offspring(), self._population, self._deepened(), self._known)
+        return self._race(self._offspring(), self._population, self._rungs, self._known)
 
     def outcome(self, result: RaceResult) -> Outcome:
         """What to record of the current generation's race, and to tell."""
@@ -248,22 +242,16 @@ class OnePlusLambda:
                 f"the population told for generation {outcome.generation} must be at most {self._size} legal "
                 "genotypes, all different and the winner first"
             )
+        self._raced = self._raced or bool(self._population and not self._proposals.surveys)
         if not self._population or not self._proposals.surveys:
-            self._in_vain = self._in_vain + 1 if self._population[:1] == whole[:1] else 0
+            # Parents that change places are nothing new.
+            self._in_vain = self._in_vain + 1 if whole[0] in self._population else 0
         self._proposals.learn(told)
         self._known = self._known_of(whole, told)
         self._population = whole
         self._fitness = outcome.fitness
         self._generation += 1
         self._drawn = None
-
-    def _deepened(self) -> tuple[Rung, ...]:
-        """The rungs, the last one as long as the generations in vain make it."""
-        last = self._rungs[-1]
-        if self._deepest is None:
-            return self._rungs
-        longer = min(self._deepest, last.tokens << min(self._in_vain // PATIENT, 30))
-        return (*self._rungs[:-1], Rung(last.survivors, longer))
 
     @property
     def _named(self) -> str:

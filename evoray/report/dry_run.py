@@ -119,8 +119,7 @@ def search_estimate(settings: SearchSettings) -> tuple[Table, dict[str, Any]]:
     table = _table(
         {
             "genes": f"{len(ground.space.genes)} over {len(ground.manifest.layers)} layers, 10^{choices:.0f} genotypes",
-            "candidate tokens": f"{tokens:,} at most, {plan.generation_tokens:,} a generation"
-            + ("; more where nothing better is found" if plan.deepens else ""),
+            "candidate tokens": f"{tokens:,} at most, {plan.generation_tokens:,} a generation",
             "search text": f"{ground.text.tokens:,} tokens, {len(ground.text.document_digests):,} documents",
             "held-out text": f"{held_out.tokens:,} tokens, {len(held_out.document_digests):,} documents",
             "teacher": human_bytes(teacher) + " of disk at most",

@@ -1,12 +1,12 @@
 """The folder of a run: who works in it, with which settings, and where its parts lie.
 
-Holds: `RunDirectory`, `check_folder`, `read_lessons`, `write_lessons`.
+Holds: `RunDirectory`, `check_folder`, `read_object`, `differences`, `read_lessons`, `write_lessons`.
 """
 
 import io
 import json
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -73,7 +73,7 @@ class RunDirectory(HeldFolder):
         """Whether it holds a result. What a try left that ended before its first one binds nobody."""
         return (self / GENERATIONS).exists() or (self / BEST).exists()
 
-    def settle(self, identity: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    def settle(self, identity: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         """Takes the directory for this run, or sees that it holds the same one.
 
         Args:
@@ -83,19 +83,13 @@ class RunDirectory(HeldFolder):
         Raises:
             UserError: it holds results of another run; the message names the keys that differ.
         """
-        theirs = self._read(IDENTITY)
+        theirs = read_object(self / IDENTITY)
         mine = json.loads(json.dumps(identity))
-        if theirs is not None and self.measured:
-            differing = [
-                f"{key}: {_short(theirs.get(key))} there, {_short(mine.get(key))} now"
-                for key in {**theirs, **mine}
-                if theirs.get(key) != mine.get(key)
-            ]
-            if differing:
-                raise UserError(
-                    f"run directory {self.location} holds another run ({'; '.join(differing)}); "
-                    "give the same settings to go on with it, or another --run"
-                )
+        if theirs is not None and self.measured and (differing := differences(theirs, mine)):
+            raise UserError(
+                f"run directory {self.location} holds another run ({'; '.join(differing)}); "
+                "give the same settings to go on with it, or another --run"
+            )
         if theirs != mine:
             (self / IDENTITY).write_bytes(json.dumps(mine, indent=1).encode())
         (self / SETTINGS).write_bytes(yaml.safe_dump(dict(settings), sort_keys=False).encode())
@@ -106,7 +100,7 @@ class RunDirectory(HeldFolder):
         Raises:
             UserError: another kind, and `allow_mixed` was not given.
         """
-        there = self._read(DEVICE)
+        there = read_object(self / DEVICE)
         if there is not None and self.measured:
             differing = [
                 f"{key}: {there.get(key)} there, {record[key]} now" for key in record if there.get(key) != record[key]
@@ -119,24 +113,14 @@ class RunDirectory(HeldFolder):
             return
         (self / DEVICE).write_bytes(json.dumps(dict(record), indent=1).encode())
 
-    def _read(self, name: str) -> dict[str, Any] | None:
-        place = self / name
-        try:
-            found = json.loads(place.read_bytes()) if place.exists() else None
-        except ValueError:
-            found = False
-        if found is not None and not isinstance(found, dict):
-            raise UserError(f"{place} is damaged: no JSON object; delete it, or give another --run")
-        return found
-
     def start(self) -> Genotype | None:
         """Where a baseline let this run begin; None where it has not yet, or had no part in it."""
-        found = self._read(START) if self.measured else None
+        found = read_object(self / START) if self.measured else None
         return tuple(found["genotype"]) if found is not None else None
 
     def start_tokens(self) -> int:
         """Candidate tokens that the baseline of the start took."""
-        found = self._read(START)
+        found = read_object(self / START)
         return int(found["candidate_tokens"]) if found is not None else 0
 
     def write_start(
@@ -157,6 +141,35 @@ class RunDirectory(HeldFolder):
     def write_best(self, best: Mapping[str, Any]) -> None:
         """Replaces best.json."""
         (self / BEST).write_bytes((json.dumps(best, indent=1, allow_nan=True) + "\n").encode())
+
+
+def read_object(place: Location) -> dict[str, Any] | None:
+    """A JSON object of a run; None where there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        found = json.loads(place.read_bytes()) if place.exists() else None
+    except ValueError:
+        found = False
+    if found is not None and not isinstance(found, dict):
+        raise UserError(f"{place} is damaged: no JSON object; delete it, or give another --run")
+    return found
+
+
+def differences(theirs: Mapping[str, Any], mine: Mapping[str, Any], but: Collection[str] = ()) -> list[str]:
+    """What of two identities is not the same, in words.
+
+    Args:
+        theirs, mine: of the run that is there, and of the one that is asked for.
+        but: keys that don't count.
+    """
+    return [
+        f"{key}: {_short(theirs.get(key))} there, {_short(mine.get(key))} now"
+        for key in {**theirs, **mine}
+        if key not in but and theirs.get(key) != mine.get(key)
+    ]
 
 
 def write_lessons(place: Location, lessons: Lessons) -> None:

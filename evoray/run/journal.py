@@ -37,8 +37,9 @@ class GenerationRow:
         population: all who go on, the winner first.
         fitness: the winner's loss on the last rung, nats per token.
         parent_fitness: the parent's on the same tokens; None where there was none.
-        accepted: a child won.
+        accepted: a child won, and is the first of all who go on.
         doubt: the probability, at most, that one as good as its parent would have; None where the race doesn't say.
+        risk: the probability, at most, of the race to let in a child that is no better; None where it doesn't say.
         bits, bpw, size, sparsity: of the winner; size in bytes.
         candidates: genotypes measured.
         tokens: candidate tokens measured.
@@ -57,6 +58,7 @@ class GenerationRow:
     parent_fitness: float | None
     accepted: bool
     doubt: float | None
+    risk: float | None
     bits: float
     bpw: float
     size: int
@@ -85,6 +87,7 @@ _ROW_SCHEMA = pa.schema(
         ("parent_fitness", pa.float64()),
         ("accepted", pa.bool_()),
         ("doubt", pa.float64()),
+        ("risk", pa.float64()),
         ("bits", pa.float64()),
         ("bpw", pa.float64()),
         ("size", pa.int64()),

@@ -61,7 +61,6 @@ _DECIDING = (
     "race",
     "proposals",
     "survey",
-    "deepest",
     "merge",
 )
 """Settings that decide a search beside those that decide any result."""
@@ -105,7 +104,6 @@ class SearchPlan:
             race=_race(settings, space),
             proposals=_proposals(settings, space, mutation, lessons),
             patience=settings.patience,
-            deepest=settings.deepest,
             seed=settings.seed,
             generations=settings.generations,
             initial_candidates=settings.initial_candidates,
@@ -134,13 +132,8 @@ class SearchPlan:
         return {**self.ground.identity(self.settings, _DECIDING), "start": start}
 
     @property
-    def deepens(self) -> bool:
-        """Whether the last rung grows while nothing better is found."""
-        return (self.settings.deepest or 0) > self.rungs[-1].tokens
-
-    @property
     def generation_tokens(self) -> int:
-        """Candidate tokens of a generation at most, as long as something better is found."""
+        """Candidate tokens of a generation at most."""
         settings, parents = self.settings, self.settings.population
         entering = [settings.offspring, *(rung.survivors for rung in self.rungs[:-1])]
         tokens = [rung.tokens for rung in self.rungs]
@@ -193,11 +186,10 @@ def plan_search(settings: SearchSettings, stage: Callable[[str], object] = lambd
     init = _baseline(settings)
     check_loggers(settings.log_to)
     settings, ground = plan_ground(settings, stage)
-    most = max(*settings.tokens, settings.initial_tokens or 0, settings.deepest or 0)
+    most = max(*settings.tokens, settings.initial_tokens or 0)
     if most > ground.text.tokens:
-        named = "--deepest" if most == settings.deepest else "--tokens"
         raise UserError(
-            f"{named} {most}: more tokens than the search text has ({ground.text.tokens} of {settings.data}); "
+            f"--tokens {most}: more tokens than the search text has ({ground.text.tokens} of {settings.data}); "
             "lower it, raise --search-tokens, or give more text"
         )
     if settings.generations is None:

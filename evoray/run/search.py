@@ -3,8 +3,9 @@
 Holds: `search`, `Shared`, `PoolOpener`.
 """
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
@@ -15,9 +16,9 @@ from evoray.baselines import Baseline, uniform
 from evoray.cluster import Pool, WorkerSpec
 from evoray.cluster.capacity import HostMemory
 from evoray.errors import DeviceFullError, UserError
-from evoray.evolve import Lessons, Measurement, OnePlusLambda, Purpose, Race, RaceResult, Told, rng
+from evoray.evolve import Lessons, Measurement, OnePlusLambda, Purpose, Race, RaceResult, Told, of_genes, rng
 from evoray.run.best import SearchResult, best_record, judged_candidates
-from evoray.run.directory import LEARNED, RunDirectory, write_lessons
+from evoray.run.directory import IDENTITY, LEARNED, RunDirectory, differences, read_object, write_lessons
 from evoray.run.journal import GenerationRecord, GenerationRow, Journal
 from evoray.run.log import LOG, DriverLog
 from evoray.run.logged import LoggedProgress, lacking
@@ -51,8 +52,10 @@ class Shared:
         pool: lends the workers.
         teacher: where the teacher's part of the text lies.
         seed: finds the start; None for the usual one.
-        lessons: that proposals begin with; None for nothing.
+        lessons: that proposals begin with, where they are of the same genes; None for nothing.
         command: that gives the result again.
+        earlier: run directories of other budgets, which must have been searched with the same settings.
+        own: keys of an identity that are a budget's own.
     """
 
     run: Location
@@ -61,6 +64,23 @@ class Shared:
     seed: Baseline | None
     lessons: Lessons | None
     command: str
+    earlier: tuple[Location, ...]
+    own: tuple[str, ...]
+
+    def check(self, identity: Mapping[str, Any]) -> None:
+        """Sees that searches of earlier calls may stand beside this one.
+
+        Raises:
+            UserError: one was searched with other settings.
+        """
+        mine = json.loads(json.dumps(identity))
+        for run in self.earlier:
+            theirs = read_object(run / IDENTITY)
+            if theirs is not None and (differing := differences(theirs, mine, self.own)):
+                raise UserError(
+                    f"{run} was searched with other settings ({'; '.join(differing)}), and searches of a sweep differ "
+                    "in their budget alone; give the same settings, or another --run"
+                )
 
 
 def search(settings: SearchSettings, progress: Progress | None = None, shared: Shared | None = None) -> SearchResult:
@@ -80,6 +100,8 @@ def search(settings: SearchSettings, progress: Progress | None = None, shared: S
     seed = shared.seed if shared is not None else None
     if seed is not None:
         plan = replace(plan, init=seed.name)
+    if shared is not None:
+        shared.check(plan.identity)
     place = settings.run if shared is None else shared.run
     with RunDirectory(place, progress.note, settings.take_over) as run:
         run.settle(plan.identity, plan.settings.model_dump(mode="json"))
@@ -87,7 +109,7 @@ def search(settings: SearchSettings, progress: Progress | None = None, shared: S
         strategy = None
         if plan.init is None or start is not None:
             strategy = _replayed(plan, run, journal, start)
-            reason = _why_stop(settings, journal, strategy)
+            reason = _why_stop(plan, run, journal, strategy)
             if reason is not None and (best := _concluded(run, plan, journal)) is not None:
                 if names := lacking(settings.log_to, run.location, best):
                     with _logged(names, run, plan, journal, progress) as told:
@@ -107,7 +129,7 @@ def search(settings: SearchSettings, progress: Progress | None = None, shared: S
             run.settle_device(asdict(pool.record), settings.allow_mixed)
             plan = replace(plan, settings=settled_shapes(run, pool, plan.ground, plan.settings))
             if plan.init is not None and start is None:
-                lessons = shared.lessons if shared is not None else None
+                lessons = _fitting(shared.lessons, plan, told) if shared is not None else None
                 start = _start_of_baseline(plan, seed or plan.init, lessons, run, pool, told)
             teacher = run / "teacher" if shared is None else shared.teacher.guarded(run.check)
             command = shared.command if shared is not None else None
@@ -126,8 +148,8 @@ def _logged(
 
 def _replayed(plan: SearchPlan, run: RunDirectory, journal: Journal, start: Genotype | None) -> OnePlusLambda:
     """The strategy where the journal ends."""
+    strategy = plan.strategy(start, run.taught() if plan.init is not None else None)
     try:
-        strategy = plan.strategy(start, run.taught() if plan.init is not None else None)
         for row in journal.rows:
             strategy.tell(row.outcome, _told(plan, journal, row) if plan.remembers else ())
     except ValueError as error:
@@ -146,6 +168,14 @@ def _told(plan: SearchPlan, journal: Journal, row: GenerationRow) -> list[Told]:
 def _ranked(plan: SearchPlan, losses_NB: np.ndarray) -> np.ndarray:
     """Losses as a race takes them: the smallest is best, and what is no number counts as infinitely bad."""
     return np.where(np.isfinite(losses_NB), plan.sign * losses_NB, np.inf)
+
+
+def _fitting(lessons: Lessons | None, plan: SearchPlan, log: Progress) -> Lessons | None:
+    """Lessons of another budget, where that has the same genes and levels."""
+    if lessons is None or of_genes(lessons, plan.ground.space):
+        return lessons
+    log.note("what was learned for the other budget is of other levels, and not taken over")
+    return None
 
 
 def _start_of_baseline(
@@ -167,9 +197,16 @@ def _start_of_baseline(
     return found.genotype
 
 
-def _why_stop(settings: SearchSettings, journal: Journal, strategy: OnePlusLambda) -> str | None:
-    if settings.max_tokens is not None and journal.tokens >= settings.max_tokens:
-        return f"--max-tokens {settings.max_tokens} reached with {journal.tokens}"
+def _used(plan: SearchPlan, run: RunDirectory, journal: Journal) -> int:
+    """Candidate tokens so far, with those of the baseline that found the start."""
+    # A try with a baseline that ended before its first generation may have left a start in this folder.
+    return journal.tokens + (run.start_tokens() if plan.init is not None else 0)
+
+
+def _why_stop(plan: SearchPlan, run: RunDirectory, journal: Journal, strategy: OnePlusLambda) -> str | None:
+    limit = plan.settings.max_tokens
+    if limit is not None and (used := _used(plan, run, journal)) >= limit:
+        return f"--max-tokens {limit} reached with {used}"
     return strategy.reason
 
 
@@ -245,7 +282,7 @@ class _Driver:
         if self.strategy.parent is None:
             return None  # without a start there is nothing to judge or to keep
         hours = self.plan.settings.max_hours
-        reason = _why_stop(self.plan.settings, self.journal, self.strategy)
+        reason = _why_stop(self.plan, self.run, self.journal, self.strategy)
         if reason is None and hours is not None and time.monotonic() - self.began >= hours * 3600:
             return f"--max-hours {hours} reached"
         return reason
@@ -317,8 +354,9 @@ class _Driver:
             population=result.kept,
             fitness=self.plan.sign * result.fitness,
             parent_fitness=None if result.parent_fitness is None else self.plan.sign * result.parent_fitness,
-            accepted=result.winner != self.strategy.parent,
+            accepted=result.winner not in self.strategy.population,
             doubt=result.doubt,
+            risk=result.risk,
             bits=costs.bits,
             bpw=costs.bpw,
             size=costs.size,
@@ -347,8 +385,7 @@ class _Driver:
             parent,
             fitness=row.fitness if row else None,
             generation=row.generation if row else 0,
-            # A try with a baseline that ended before its first generation may have left a start in this folder.
-            candidate_tokens=self.journal.tokens + (self.run.start_tokens() if self.plan.init is not None else 0),
+            candidate_tokens=_used(self.plan, self.run, self.journal),
             seconds=self.journal.seconds,
             command=self.command
             or command_of("search", self.plan.settings, {"generations": row.generation if row else 0}),
@@ -368,6 +405,11 @@ class _Driver:
         best["held_out"] = judged_candidates(self.ground, self.plan.settings, self.pool, named, self.progress)
         if (lessons := self.strategy.lessons) is not None:
             write_lessons(self.run / LEARNED, lessons)
+        if self.strategy.generation > 1 and not self.strategy.raced:
+            self.progress.note(
+                f"all generations were surveys (--survey {self.plan.settings.survey}), in which nobody can win: raise "
+                "--generations, with which the run goes on, or give another --run a smaller --survey"
+            )
         self.run.write_best(best)
         self.progress.concluded(best)
         return best
@@ -375,11 +417,14 @@ class _Driver:
     def _expected_errors(self) -> tuple[dict[str, Any], str] | None:
         """How many children replaced a parent, and how many of them, at most, are expected to be no better than it was;
         as figures and in words. None where the race does not say."""
-        doubts = [row.doubt for row in self.journal.rows if row.doubt is not None]
-        if not doubts:
+        count = sum(row.doubt is not None for row in self.journal.rows)
+        if not count:
             return None
-        said = f"{len(doubts)} children replaced their parent; {sum(doubts):.2g} of them, at most, are expected to be "
-        return {"children": len(doubts), "false_at_most": sum(doubts)}, said + "no better than it"
+        # Each race holds its bound whoever wins, so what is expected of all is the sum over all, in vain or not.
+        false = min(sum(row.risk or 0.0 for row in self.journal.rows), count)
+        children = "child" if count == 1 else "children"
+        said = f"{count} {children} replaced the parent; {false:.2g} of them, at most, are expected to be no better"
+        return {"children": count, "false_at_most": false}, said
 
     def _start(self) -> Genotype:
         if self.start is not None:

@@ -86,11 +86,15 @@ def sweep(settings: SweepSettings, progress: Progress | None = None) -> Sweep:
 def _sweep(settings: SweepSettings, record: SweepRecord, progress: Progress) -> Sweep:
     """The searches, one after the other, in a folder that is held."""
     folder, budget, searches = record.folder, record.budget, _searches(settings, record)
+    asked = getattr(settings, budget)
+    earlier = tuple(record.run(value) for value in searches if value not in asked and record.begun(value))
+    # What is left open may come out differently for each budget.
+    own = ("start", budget, *(name for name in ("survey", "proposals", "guesses") if getattr(settings, name) is None))
     record.write()
     found: dict[float, SearchResult] = {}
     with _Lending() as lending:
         for value, (search_settings, seed) in searches.items():
-            if value not in getattr(settings, budget):
+            if value not in asked:
                 # Of an earlier call; it is not gone on with, but seeds others.
                 best = read_best(Location.parse(search_settings.run))
                 if best is not None and "held_out" in best:
@@ -107,7 +111,9 @@ def _sweep(settings: SweepSettings, record: SweepRecord, progress: Progress) -> 
                 adapting = _adapting(spelled(seed), found[seed].configuration)
                 lessons = read_lessons(record.run(seed) / LEARNED)
             command = command_of("sweep", located(settings), {})
-            shared = Shared(record.run(value), lending.pool, folder / "teacher", adapting, lessons, command)
+            shared = Shared(
+                record.run(value), lending.pool, folder / "teacher", adapting, lessons, command, earlier, own
+            )
             found[value] = search(search_settings, progress, shared)
     results = {value: found[value] for value in record.ordered() if value in found}
     return Sweep(str(folder), budget, results)

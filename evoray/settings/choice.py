@@ -160,19 +160,17 @@ class SearchSettings(ChoiceSettings):
         description="Learned offspring: candidates that are measured on the first rung's tokens, to learn from, before "
         "any may replace the parent. Default: half as many as genes have steps from level to level.",
     )
-    deepest: int | None = Field(
-        None,
-        ge=2,
-        description="Sequential race: most tokens of the last rung, which doubles after every three generations in a "
-        "row without a better one. Default: it never grows.",
-    )
     merge: bool = Field(False, description="Merge a generation's improving offspring into new ones of the same race.")
     patience: int | None = Field(
         None, ge=1, le=MOST, description="Stop after so many generations in a row without a better one. Default: never."
     )
-    max_hours: float | None = Field(None, gt=0, description="Stop after so many hours; the run can go on later.")
+    max_hours: float | None = Field(
+        None, gt=0, description="Stop after so many hours; the run can go on later. Of a sweep, each search."
+    )
     max_tokens: int | None = Field(
-        None, gt=0, description="Stop after so many candidate tokens; the run can go on later."
+        None,
+        gt=0,
+        description="Stop after so many candidate tokens; the run can go on later. Of a sweep, each search.",
     )
     log_to: Names = Field(
         (),
@@ -182,13 +180,14 @@ class SearchSettings(ChoiceSettings):
     dry_run: bool = Field(False, description="Say what it would take, and stop.")
 
     @model_validator(mode="after")
-    def _sequential_where_needed(self) -> Self:
+    def _rules_that_fit(self) -> Self:
         if self.merge and self.race is not RacePolicy.sequential:
             raise ValueError(f"--merge needs --race sequential, not {self.race.value}; leave out one of them")
-        if self.deepest is not None and self.race is not RacePolicy.sequential:
-            raise ValueError(f"--deepest needs --race sequential, not {self.race.value}; leave out one of them")
-        if self.deepest is not None and self.deepest < self.tokens[-1]:
-            raise ValueError(f"--deepest {self.deepest} is less than the last of --tokens, {self.tokens[-1]}; raise it")
+        if self.population > self.initial_candidates:
+            raise ValueError(
+                f"--population {self.population} is more than the {self.initial_candidates} of --initial-candidates, "
+                "which it comes from; lower it, or raise them"
+            )
         return self
 
     @model_validator(mode="after")

@@ -52,3 +52,13 @@ def test_tally_compares_on_what_both_have():
     assert (tally.blocks((0,)), tally.asked((1,)), tally.mean((2,))) == (3, 4, math.inf)
     with pytest.raises(ValueError, match="equally many"):
         tally.add([(0,), (1,)], np.ones((2, 1)), np.array([2]))
+
+
+def test_losses_on_blocks_that_were_cut_otherwise_are_refused():
+    tally = Tally()
+    tally.add([(0,)], np.ones((1, 3)), np.array([50, 50, 20]))
+    tally.add([(1,)], np.ones((1, 2)), np.array([50, 50]))
+    with pytest.raises(ValueError, match=r"blocks of \[.*20.*\] tokens, where others had \[.*20.*\]"):
+        tally.add([(2,)], np.ones((1, 3)), np.array([50, 20, 50]))
+    tally.add([(1,)], np.ones((1, 2)), np.array([20, 30]))
+    assert tally.known((1,)).tokens_B.tolist() == [50, 50, 20, 30]

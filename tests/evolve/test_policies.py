@@ -178,6 +178,77 @@ def test_a_child_as_good_as_its_parent_hardly_ever_wins_and_a_better_one_mostly_
     assert wins[-0.8] > 0.9
 
 
+def among(values, seed):
+    """Each genotype at its value, on blocks that differ far more than they do."""
+    draws = np.random.default_rng(seed)
+    common, own = draws.standard_normal(4096) * 20, draws.standard_normal((len(values), 4096))
+    place = {genotype: number for number, genotype in enumerate(values)}
+    return lambda genotype, block: 10 + values[genotype] + common[block] + own[place[genotype], block]
+
+
+def test_what_races_risk_is_more_than_what_happens():
+    """Twelve children as good as the parent: whoever wins wins by chance, however many there are."""
+    children, wrong, risk = [(number,) for number in range(1, 13)], 0, 0.0
+    for seed in range(300):
+        race = SequentialRace(children, [(0,)], [Rung(4, 32), Rung(1, 512)], {})
+        play(race, among(dict.fromkeys([(0,), *children], 0.0), seed))
+        wrong += race.result.winner != (0,)
+        risk += race.result.risk
+    assert wrong > 0
+    # A standard deviation of the number of wrong ones is less than its root.
+    assert wrong <= risk + 3 * risk**0.5
+    assert risk <= 0.05 * 300 + 1e-9
+
+
+@pytest.mark.parametrize("count", [2, 6])
+def test_of_several_equal_parents_none_is_replaced_more_often_than_a_single_one(count):
+    parents, children = [(number,) for number in range(count)], [(number,) for number in range(10, 22)]
+    entered = 0
+    for seed in range(300):
+        race = SequentialRace(children, parents, [Rung(count + 2, 32), Rung(count, 512)], {})
+        play(race, among(dict.fromkeys([*parents, *children], 0.0), seed))
+        assert len(race.result.kept) == count
+        entered += bool(set(race.result.kept) - set(parents))
+    # 5% of 300 with a standard deviation of 1.3%.
+    assert entered / 300 <= 0.05 + 3 * 0.013
+
+
+def test_a_child_between_two_parents_takes_the_place_of_the_weaker_alone():
+    values = {(0,): 0.0, (1,): 3.0, **{(number,): 0.3 for number in range(10, 16)}}
+    entered = 0
+    for seed in range(100):
+        race = SequentialRace(list(values)[2:], [(0,), (1,)], [Rung(3, 64), Rung(2, 512)], {})
+        play(race, among(values, seed))
+        entered += race.result.kept != ((0,), (1,))
+        # Now and then chance has a child pass the best parent, but no more often than doubts allow.
+        assert race.result.kept[0] == (0,) or race.result.doubt is not None
+        assert race.result.kept[0] == (0,) or race.result.doubt <= 0.05
+        if race.result.kept[0] == (0,):
+            assert race.result.doubt is None
+    assert entered > 90
+
+
+def test_as_many_children_enter_as_are_better_than_the_parents_that_go():
+    values = {(0,): 5.0, (1,): 6.0, (2,): 9.0, (10,): 2.0, (11,): 8.0}
+    race = SequentialRace([(10,), (11,)], [(0,), (1,), (2,)], [Rung(3, 512)], {})
+    play(race, lambda genotype, block: values[genotype] + block % 7)
+    # Both are better than the weakest; the second is no better than the next, whom it would leave without a place.
+    assert race.result.kept == ((10,), (0,), (1,))
+    values[(11,)] = 4.0
+    race = SequentialRace([(10,), (11,)], [(0,), (1,), (2,)], [Rung(3, 512)], {})
+    play(race, lambda genotype, block: values[genotype] + block % 7)
+    assert race.result.kept == ((10,), (11,), (0,))
+
+
+def test_where_the_worst_is_looked_for_what_is_not_worth_the_tokens_is_left_alike():
+    """Losses of such a search are negative."""
+    spent = []
+    for level in (1.0, -1.0):
+        race = SequentialRace([(1,)], [(0,)], [Rung(1, 4096)], {})
+        spent.append(play(race, lambda genotype, block, level=level: level - 0.0003 * genotype[0])[0])
+    assert spent[0] == spent[1] < 2 * 4096
+
+
 def test_what_is_known_of_the_parent_is_not_measured_again_and_changes_nothing():
     rungs = [Rung(2, 32), Rung(1, 512)]
     loss = noisy(-0.5, 3)

@@ -63,7 +63,7 @@ def test_a_fixed_race_is_the_slow_loop(data, count, parent_is, stages):
         offspring = [(0, 0)]
     parent = None if parent_is == "none" else PARENT
     survivors = sorted(data.draw(st.sets(st.integers(2, 6), min_size=stages - 1, max_size=stages - 1)), reverse=True)
-    stages = rungs([*survivors, 1], range(1, stages + 1))
+    stages = rungs([*survivors, 1], range(2, stages + 2))
     table = {(r, g): data.draw(LOSSES) for r in range(len(stages)) for g in [*offspring, PARENT]}
     asked, result = play(
         FixedRace(offspring, [] if parent is None else [parent], stages), lambda rung, g: table[rung, g]
@@ -183,7 +183,7 @@ def test_misuse_is_named():
         ([4, 4, 1], [1, 2, 3], "must fall"),
         ([1, 2, 1], [1, 2, 3], "must fall"),
         ([4, 2], [1, 2], "end with 1"),
-        ([4, 1], [0, 2], "at least 1 token"),
+        ([4, 1], [0, 2], "at least 2 tokens"),
         ([4, 1, 0], [1, 2, 3], "end with 1"),
     ],
 )
@@ -218,7 +218,7 @@ def test_ties_keep_parents_and_parents_without_a_loss_fill_places_that_nobody_el
 
 
 def test_the_last_survivors_are_the_population():
-    assert rungs([8, 2], [1, 2], 2) == (Rung(8, 1), Rung(2, 2))
+    assert rungs([8, 2], [2, 3], 2) == (Rung(8, 2), Rung(2, 3))
     with pytest.raises(UserError, match=r"survivors 8 1 .*end with 2, the population, like 32 8 2"):
         rungs([8, 1], [1, 2], population=2)
     with pytest.raises(UserError, match="population of 0"):

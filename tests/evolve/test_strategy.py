@@ -311,25 +311,18 @@ def test_a_new_parent_is_compared_on_blocks_that_did_not_choose_it(space_of):
     assert winner in again.genotypes
 
 
-def test_the_last_rung_doubles_while_nothing_better_is_found_and_begins_anew_with_a_new_parent(space_of):
-    """The third time in vain and every third after it, up to the limit."""
+def test_parents_that_change_places_are_nothing_new(space_of):
     space = space_of([[2, 3, 4]] * 6, 18, level="1")
-    asked = []
-
-    def spied(offspring, parents, stages, known):
-        asked.append(stages)
-        return FixedRace(offspring, parents, stages, known)
-
-    strategy = make(space, race=spied, generations=99, deepest=50)
-    parent = strategy.parent
-    for generation in range(1, 12):
-        strategy.ask()
-        strategy.tell(Outcome(generation, parent, 1.0))
-    assert [stages[-1].tokens for stages in asked[-11:]] == [16, 16, 16, 32, 32, 32, 50, 50, 50, 50, 50]
-    assert all(stages[0] == STAGES[0] and stages[-1].survivors == 1 for stages in asked)
-    better = next(each for each in product(range(3), repeat=6) if space.is_legal(each) and each != parent)
-    strategy.tell(Outcome(12, better, 0.5))
+    legal = [genotype for genotype in product(range(3), repeat=6) if space.is_legal(genotype)]
+    one, two, new = legal[:3]
+    strategy = make(space, population=2, rungs=rungs([4, 2], [8, 16], 2), patience=3, generations=99)
     strategy.ask()
-    assert asked[-1] == STAGES
-    with pytest.raises(UserError, match="deepest 15 is less than the 16 tokens"):
-        make(space, deepest=15)
+    strategy.tell(Outcome(0, one, 1.0, (one, two)))
+    for generation, whole in enumerate([(two, one), (one, two)], start=1):
+        strategy.tell(Outcome(generation, whole[0], 1.0, whole))
+        assert strategy.reason is None
+    strategy.tell(Outcome(3, new, 0.5, (new, one)))
+    assert strategy.reason is None
+    for generation in range(4, 7):
+        strategy.tell(Outcome(generation, new, 0.5, (new, one)))
+    assert strategy.reason == "3 generations in a row found nothing better"

@@ -76,6 +76,7 @@ def row_of(generation: int) -> GenerationRow:
         fitness=float("inf"),
         parent_fitness=None,
         doubt=None,
+        risk=None,
         accepted=True,
         bits=3.0,
         bpw=3.5,

@@ -11,6 +11,7 @@ from searches import Material, bits_of, searching_with
 from evoray.cluster import LocalPool
 from evoray.errors import EvorayError, UserError
 from evoray.run.journal import Journal
+from evoray.run.progress import Progress
 from evoray.run.search import search
 from evoray.store import Location
 
@@ -43,7 +44,6 @@ def test_the_whole_run_is_one_worth_comparing(whole: dict[str, Any]) -> None:
         {"race": "sequential", "proposals": "learned", "merge": True},
         {"race": "sequential", "proposals": "learned", "population": 2, "survivors": (4, 2)},
         {"race": "sequential", "proposals": "learned", "survey": 20, "guesses": True},
-        {"race": "sequential", "proposals": "learned", "survey": 0, "deepest": 1024, "generations": 9},
         {"race": "sequential", "proposals": "learned", "invert": True, "fitness": "perplexity"},
     ],
     ids=lambda rules: "-".join(map(str, rules.values())),
@@ -52,7 +52,7 @@ def test_what_a_search_learned_is_there_again_when_it_goes_on(
     pool: LocalPool, material: Material, tmp_path: Path, rules: dict[str, Any]
 ) -> None:
     search(material.settings(tmp_path / "whole", **rules))
-    for generations in range(rules.get("generations", 4) + 1):
+    for generations in range(5):
         search(material.settings(tmp_path / "cut", **{**rules, "generations": generations}))
     whole, cut = bits_of(tmp_path / "whole"), bits_of(tmp_path / "cut")
     assert whole["generations"] == cut["generations"]
@@ -60,10 +60,11 @@ def test_what_a_search_learned_is_there_again_when_it_goes_on(
         key: value for key, value in cut["best"].items() if key != "command"
     }
     # What winners may owe to luck is added up over the whole run.
-    doubts = [row["doubt"] for row in whole["generations"] if row["doubt"] is not None]
-    said = {"children": len(doubts), "false_at_most": sum(doubts)} if doubts else None
+    winners = [row for row in whole["generations"] if row["doubt"] is not None]
+    risks = [row["risk"] for row in whole["generations"] if row["risk"] is not None]
+    said = {"children": len(winners), "false_at_most": min(sum(risks), len(winners))} if winners else None
     assert whole["best"].get("accepted") == said
-    assert rules["race"] == "sequential" or not doubts
+    assert rules["race"] == "sequential" or not risks
 
 
 class _KilledError(BaseException):
@@ -113,6 +114,32 @@ def test_a_run_stopped_by_tokens_goes_on(whole: dict[str, Any], material: Materi
     assert 1 < len(rows) < 5
     assert search(material.settings(tmp_path)).reason == "all 4 generations are done"
     assert bits_of(tmp_path) == whole
+
+
+def test_tokens_of_the_start_count(material: Material, tmp_path: Path) -> None:
+    first = search(material.settings(tmp_path, init="random", max_tokens=2))
+    assert first.best["generation"] == 0
+    assert first.reason == f"--max-tokens 2 reached with {first.best['candidate_tokens']}"
+    later = search(material.settings(tmp_path, init="random", max_tokens=first.best["candidate_tokens"] + 1))
+    assert later.best["generation"] == 1
+    assert later.reason.endswith(f"reached with {later.best['candidate_tokens']}")
+
+
+def test_a_search_of_surveys_alone_says_so(material: Material, tmp_path: Path) -> None:
+    notes: list[str] = []
+
+    class Told(Progress):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    surveys = {"race": "sequential", "proposals": "learned", "generations": 2}
+    search(material.settings(tmp_path / "surveys", **surveys, survey=1000), Told())
+    assert any(
+        note.startswith("all generations were surveys (--survey 1000), in which nobody can win") for note in notes
+    )
+    notes.clear()
+    search(material.settings(tmp_path / "races", **surveys, survey=8), Told())
+    assert not any("surveys" in note for note in notes)
 
 
 def test_a_run_out_of_time_is_judged_and_goes_on(whole: dict[str, Any], material: Material, tmp_path: Path) -> None:

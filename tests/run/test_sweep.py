@@ -22,6 +22,7 @@ from evoray.run.budgets import SweepRecord
 from evoray.run.directory import LEARNED, TAUGHT, read_lessons
 from evoray.run.journal import Journal
 from evoray.run.plan import plan_search
+from evoray.run.progress import Progress
 from evoray.run.sweep import planned, sweep
 from evoray.settings import SearchSettings, SweepSettings, load_settings
 from evoray.space import configuration_costs
@@ -235,6 +236,37 @@ def test_another_sweep_or_a_gap_is_refused(material: Material, settings: Setting
         (tmp_path / "sweep.json").write_text(text)
         with pytest.raises(UserError, match="is damaged"):
             sweep(settings(tmp_path))
+
+
+def test_a_later_call_of_other_settings_is_refused(settings: Settings, tmp_path: Path) -> None:
+    sweep(settings(tmp_path, target_bits=(3.0,)))
+    for changes, said in (
+        ({"seed": 7}, "seed: 0 there, 7 now"),
+        ({"fitness": "perplexity"}, 'fitness: "kl" there, "perplexity" now'),
+        ({"levels": "3,4"}, "levels: "),
+    ):
+        with pytest.raises(UserError, match=rf"target-bits-3 was searched with other settings \({said}"):
+            sweep(settings(tmp_path, target_bits=(3.5,), **changes))
+        assert not (tmp_path / "target-bits-3.5").exists()
+    # How long, where and on how many workers says nothing of what is found.
+    assert list(sweep(settings(tmp_path, target_bits=(3.5,), generations=3)).results) == [3.5, 3.0]
+
+
+def test_what_was_learned_of_other_levels_is_not_taken_over(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+
+    class Told(Progress):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    limited = {"race": "sequential", "proposals": "learned", "survey": 0, "target_bits": (2.0, 3.0), "max_level": 1}
+    found = sweep(settings(tmp_path, **limited), Told())
+    assert len(found.results) == 2
+    assert "what was learned for the other budget is of other levels, and not taken over" in notes
+    for run in (tmp_path / "target-bits-2", tmp_path / "target-bits-3"):
+        assert not (run / TAUGHT).exists()
 
 
 def test_a_budget_out_of_reach_is_refused_before_anything_is_written(settings: Settings, tmp_path: Path) -> None:
