@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from pools import all_ready, candidates, works
 from ray.cluster_utils import Cluster
 from searches import Material, bits_of, searching_with
 
@@ -20,7 +21,6 @@ from evoray.errors import EvorayError
 from evoray.evaluator import Work
 from evoray.fitness import Fitness
 from evoray.run.search import search
-from evoray.store import VariantStore
 
 pytestmark = pytest.mark.cluster
 
@@ -29,16 +29,6 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 PREEMPTION = 2
 """`DRAIN_NODE_REASON_PREEMPTION`."""
-
-
-@pytest.fixture(scope="module")
-def cluster(ray_home: Path) -> Iterator[Cluster]:
-    """A head without room for workers."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
 
 
 @pytest.fixture
@@ -50,15 +40,9 @@ def nodes(cluster: Cluster) -> Iterator[list[Any]]:
         cluster.remove_node(node, allow_graceful=True)
 
 
-def works() -> list[Work]:
-    draws = np.random.default_rng(7)
-    return [Work(draws.integers(0, 255, (2, 24)).astype(np.int32), (24, 17)) for _ in range(6)]
-
-
 @pytest.fixture(scope="module")
 def rows(material: Material) -> np.ndarray:
-    layers = len(VariantStore.open(material.store).manifest.layers)
-    return np.random.default_rng(3).integers(-1, 3, (12, layers)).astype(np.int8)
+    return candidates(material)
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +52,7 @@ def local(material: Material) -> LocalPool:
 
 @pytest.fixture(scope="module")
 def expected(local: LocalPool, rows: np.ndarray) -> np.ndarray:
-    return local.measure(rows, works(), Fitness.perplexity)
-
-
-def all_ready(pool: RayPool, count: int) -> None:
-    while sum(actor.ready for actor in pool._actors) < count:
-        pool._ask_to_start()
-        pool._await()
+    return local.measure(rows, works(6), Fitness.perplexity)
 
 
 class WaitsForTheThird(WorkerActor):
@@ -115,7 +93,7 @@ def test_it_begins_with_the_least_number_and_who_comes_joins_in_the_middle(
         )
         assert sum(actor.ready for actor in pool._actors) == 2
         nodes.append(cluster.add_node(num_cpus=1))
-        assert np.array_equal(pool.measure(rows, works(), Fitness.perplexity), expected)
+        assert np.array_equal(pool.measure(rows, works(6), Fitness.perplexity), expected)
         assert len(list(tmp_path.glob("worked-*"))) == 3
 
 
@@ -132,10 +110,10 @@ def test_without_a_number_new_nodes_bring_new_workers(
         assert pool.workers == 1
         nodes.append(cluster.add_node(num_cpus=1))
         while pool.workers < 2:
-            assert np.array_equal(pool.measure(rows, works(), Fitness.perplexity), expected)
+            assert np.array_equal(pool.measure(rows, works(6), Fitness.perplexity), expected)
         assert notes == ["1 workers more: the cluster has grown"]
         all_ready(pool, 2)
-        assert np.array_equal(pool.measure(rows, works(), Fitness.perplexity), expected)
+        assert np.array_equal(pool.measure(rows, works(6), Fitness.perplexity), expected)
 
 
 class OnNoRealGpu(WorkerActor):
@@ -169,12 +147,12 @@ def test_a_node_that_is_drained_gets_no_more_work_and_its_worker_moves(
         gcs = ray._private.worker.global_worker.gcs_client
         assert gcs.drain_node(going, PREEMPTION, "spot", 2**62)[0]
         while not notes:
-            assert np.array_equal(pool.measure(rows, works(), Fitness.perplexity), expected)
+            assert np.array_equal(pool.measure(rows, works(6), Fitness.perplexity), expected)
         assert notes == ["worker 0 leaves its node, which will be gone soon"]
         nodes.append(cluster.add_node(num_cpus=1))
         all_ready(pool, 2)
         assert going not in {actor.node for actor in pool._actors}
-        assert np.array_equal(pool.measure(rows, works(), Fitness.perplexity), expected)
+        assert np.array_equal(pool.measure(rows, works(6), Fitness.perplexity), expected)
         assert pool.lost == 0
 
 

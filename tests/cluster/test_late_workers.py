@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from pools import Marks, candidates, marked, works
 from searches import Material, bits_of, searching_with
 
 from evoray.cluster import LocalPool, WorkerSpec
@@ -20,7 +21,6 @@ from evoray.errors import EvorayError
 from evoray.evaluator import Work
 from evoray.fitness import Fitness
 from evoray.run.search import search
-from evoray.store import VariantStore
 
 pytestmark = pytest.mark.cluster
 
@@ -28,15 +28,9 @@ pytestmark = pytest.mark.cluster
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
-def works(count: int = 4) -> list[Work]:
-    draws = np.random.default_rng(7)
-    return [Work(draws.integers(0, 255, (2, 24)).astype(np.int32), (24, 17)) for _ in range(count)]
-
-
 @pytest.fixture(scope="module")
 def rows(material: Material) -> np.ndarray:
-    layers = len(VariantStore.open(material.store).manifest.layers)
-    return np.random.default_rng(3).integers(-1, 3, (12, layers)).astype(np.int8)
+    return candidates(material)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +40,7 @@ def local(material: Material) -> LocalPool:
 
 @pytest.fixture(scope="module")
 def expected(local: LocalPool, rows: np.ndarray) -> np.ndarray:
-    return local.measure(rows, works(), Fitness.perplexity)
+    return local.measure(rows, works(4), Fitness.perplexity)
 
 
 @pytest.fixture(scope="module")
@@ -58,26 +52,7 @@ def undisturbed(local: LocalPool, material: Material, tmp_path_factory: pytest.T
     return bits_of(run)
 
 
-class _Marks(WorkerActor):
-    """Tells processes apart by files, which outlive them."""
-
-    marks = ""
-
-    def _first(self, name: str) -> bool:
-        """Whether this is the first process to come here."""
-        try:
-            os.close(os.open(f"{self.marks}/{name}", os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
-            return False
-        return True
-
-
-def marked(base: type[_Marks], folder: Path) -> type[_Marks]:
-    folder.mkdir(exist_ok=True)
-    return type(base.__name__, (base,), {"marks": str(folder)})
-
-
-class DiesInSwap(_Marks):
+class DiesInSwap(Marks):
     """Twice a process is killed between two layers of a candidate."""
 
     def prepare(self, spec: WorkerSpec) -> Any:
@@ -90,39 +65,39 @@ class DiesInSwap(_Marks):
             nonlocal swaps
             swap(*arguments)
             swaps += 1
-            if swaps == 5 and (self._first("one") or self._first("two")):
+            if swaps == 5 and (self.first("one") or self.first("two")):
                 os.kill(os.getpid(), signal.SIGKILL)
 
         adapter.swap = killed  # type: ignore[method-assign]
         return found
 
 
-class TenTimesSlower(_Marks):
+class TenTimesSlower(Marks):
     """One worker takes ten times as long as it would."""
 
     def losses(self, rows_NL: np.ndarray, work: Work, fitness: Fitness) -> np.ndarray:
         began = time.perf_counter()
         found = super().losses(rows_NL, work, fitness)
-        if self._first("slow") or Path(f"{self.marks}/slow-{os.getpid()}").exists():
+        if self.first("slow") or Path(f"{self.marks}/slow-{os.getpid()}").exists():
             Path(f"{self.marks}/slow-{os.getpid()}").touch()
             # This is its work, not a wait for somebody.
             time.sleep(9 * (time.perf_counter() - began))
         return found
 
 
-class HangsOnce(_Marks):
+class HangsOnce(Marks):
     """The first process stops for good at its fourth call."""
 
     calls = 0
 
     def losses(self, rows_NL: np.ndarray, work: Work, fitness: Fitness) -> np.ndarray:
         self.calls += 1
-        if self.calls == 4 and self._first("hangs"):
+        if self.calls == 4 and self.first("hangs"):
             signal.pause()
         return super().losses(rows_NL, work, fitness)
 
 
-class HangsAtFirst(_Marks):
+class HangsAtFirst(Marks):
     """The first process stops for good while it loads its model, the second at the first batch of the teacher, the
     third at the first candidates, the fourth goes on. All imports are made before, so that what is timed is short."""
 
@@ -134,17 +109,17 @@ class HangsAtFirst(_Marks):
         return super().hello()
 
     def prepare(self, spec: WorkerSpec) -> Any:
-        if self._first("load"):
+        if self.first("load"):
             signal.pause()
         return super().prepare(spec)
 
     def each(self, method: str, work: Work, *arguments: Any) -> Any:
-        if self._first(method):
+        if self.first(method):
             signal.pause()
         return super().each(method, work, *arguments)
 
     def losses(self, rows_NL: np.ndarray, work: Work, fitness: Fitness) -> np.ndarray:
-        if self._first("losses"):
+        if self.first("losses"):
             signal.pause()
         return super().losses(rows_NL, work, fitness)
 
@@ -184,10 +159,10 @@ def test_a_worker_that_hangs_is_restarted(
     with RayPool(material.spec, workers=workers, actor_class=cls, hung_after=2.0, note=notes.append) as pool:
         # Where there are two, the other one does its work meanwhile.
         while pool.lost < 1:
-            assert np.array_equal(pool.measure(rows, works(), Fitness.perplexity), expected)
+            assert np.array_equal(pool.measure(rows, works(4), Fitness.perplexity), expected)
         assert re.search(r" has not answered for \d+ s, far beyond what can be expected; it is restarted$", notes[0])
         assert not pool.named_aside
-        assert np.array_equal(pool.measure(rows, works(), Fitness.perplexity), expected)
+        assert np.array_equal(pool.measure(rows, works(4), Fitness.perplexity), expected)
 
 
 def test_workers_that_hang_before_any_speed_is_known_change_no_bit_of_a_search(

@@ -1,33 +1,20 @@
 """Nodes that die: no candidate is blamed, the work is done elsewhere, and no wait is without end."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
+from pools import all_ready, candidates, works
 from ray.cluster_utils import Cluster
 from searches import Material
 
 from evoray.cluster import Dispatcher, LocalPool
 from evoray.cluster.ray_pool import RayPool
 from evoray.errors import EvorayError
-from evoray.evaluator import Work
 from evoray.fitness import Fitness
-from evoray.store import VariantStore
 
 pytestmark = pytest.mark.cluster
-
-
-@pytest.fixture(scope="module")
-def cluster(ray_home: Path) -> Iterator[Cluster]:
-    """A head without room for workers."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
 
 
 @pytest.fixture
@@ -39,20 +26,14 @@ def nodes(cluster: Cluster) -> Iterator[list[Any]]:
         cluster.remove_node(node, allow_graceful=True)
 
 
-def works() -> list[Work]:
-    draws = np.random.default_rng(7)
-    return [Work(draws.integers(0, 255, (2, 24)).astype(np.int32), (24, 17)) for _ in range(4)]
-
-
 @pytest.fixture(scope="module")
 def rows(material: Material) -> np.ndarray:
-    layers = len(VariantStore.open(material.store).manifest.layers)
-    return np.random.default_rng(3).integers(-1, 3, (12, layers)).astype(np.int8)
+    return candidates(material)
 
 
 @pytest.fixture(scope="module")
 def expected(material: Material, rows: np.ndarray) -> np.ndarray:
-    return LocalPool(material.spec).measure(rows, works(), Fitness.perplexity)
+    return LocalPool(material.spec).measure(rows, works(4), Fitness.perplexity)
 
 
 @pytest.fixture
@@ -67,12 +48,6 @@ def blamed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
     monkeypatch.setattr(Dispatcher, "lost", watched)
     return blamed
-
-
-def all_ready(pool: RayPool, count: int) -> None:
-    while sum(actor.ready for actor in pool._actors) < count:
-        pool._ask_to_start()
-        pool._await({})
 
 
 def node_of(nodes: list[Any], pool: RayPool, index: int) -> Any:
@@ -94,19 +69,19 @@ def test_a_node_that_dies_is_no_candidates_fault(
                 nodes.remove(gone)
                 cluster.remove_node(gone, allow_graceful=False)
 
-        assert np.array_equal(pool.measure(rows, works(), Fitness.perplexity, remove), expected)
+        assert np.array_equal(pool.measure(rows, works(4), Fitness.perplexity, remove), expected)
         assert removed
         # The other worker may have done all in time, before anybody noticed.
         while pool.lost < 1:
-            assert np.array_equal(pool.measure(rows, works(), Fitness.perplexity), expected)
+            assert np.array_equal(pool.measure(rows, works(4), Fitness.perplexity), expected)
         assert blamed == [False] * pool.lost
         assert not pool.named_aside
         # The other worker does the work alone until a node comes.
-        assert np.array_equal(pool.measure(rows, works(), Fitness.perplexity), expected)
+        assert np.array_equal(pool.measure(rows, works(4), Fitness.perplexity), expected)
         nodes.append(cluster.add_node(num_cpus=1))
         all_ready(pool, 2)
         assert {actor.node for actor in pool._actors} == {node.node_id for node in nodes}
-        assert np.array_equal(pool.measure(rows, works(), Fitness.perplexity), expected)
+        assert np.array_equal(pool.measure(rows, works(4), Fitness.perplexity), expected)
 
 
 def test_when_all_nodes_die_the_work_waits_for_new_ones(
@@ -124,7 +99,7 @@ def test_when_all_nodes_die_the_work_waits_for_new_ones(
                     cluster.remove_node(nodes.pop(), allow_graceful=False)
                 nodes.append(cluster.add_node(num_cpus=2))
 
-        assert np.array_equal(pool.measure(rows, works(), Fitness.perplexity, replace_all), expected)
+        assert np.array_equal(pool.measure(rows, works(4), Fitness.perplexity, replace_all), expected)
         assert removed
         assert not any(blamed)
         assert not pool.named_aside
@@ -138,4 +113,4 @@ def test_without_any_node_the_wait_ends(
         while nodes:
             cluster.remove_node(nodes.pop(), allow_graceful=False)
         with pytest.raises(EvorayError, match=r"no worker for 5 s: each asks for .*; add nodes"):
-            pool.measure(rows, works(), Fitness.perplexity)
+            pool.measure(rows, works(4), Fitness.perplexity)

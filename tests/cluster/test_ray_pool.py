@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 import ray
+from pools import Marks, all_ready, candidates, marked, works
 from searches import Material, bits_of, searching_with
 
 from evoray.cluster import LocalPool, WorkerSpec, ray_pool
@@ -23,24 +24,10 @@ from evoray.fitness import Fitness, TeacherBlock
 from evoray.run.journal import Journal
 from evoray.run.plan import plan_search
 from evoray.run.search import search
-from evoray.store import Location, VariantStore
+from evoray.store import Location
 
 # Workers can't import tests, so that classes defined here travel whole.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-
-
-def works(count: int = 3) -> list[Work]:
-    """Batches of two blocks of random tokens, the second one shorter."""
-    draws = np.random.default_rng(7)
-    return [Work(draws.integers(0, 255, (2, 24)).astype(np.int32), (24, 17)) for _ in range(count)]
-
-
-def rows(material: Material, count: int = 12) -> np.ndarray:
-    """Distinct random candidates."""
-    layers = len(VariantStore.open(material.store).manifest.layers)
-    found = np.unique(np.random.default_rng(3).integers(-1, 3, (count, layers)).astype(np.int8), axis=0)
-    assert len(found) == count
-    return found
 
 
 def taught(pool: Any, count: int = 3) -> list[Work]:
@@ -57,7 +44,7 @@ def local(material: Material) -> LocalPool:
 @pytest.fixture(scope="module")
 def expected(local: LocalPool, material: Material) -> np.ndarray:
     """Losses without Ray: what every pool must give, bit for bit."""
-    return local.measure(rows(material), taught(local), Fitness.kl)
+    return local.measure(candidates(material), taught(local), Fitness.kl)
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +69,7 @@ def pids(pool: RayPool, count: int = 2) -> list[int]:
     Where others did a dead one's work in time, nobody has noticed yet that it is gone: it is given work until then.
     """
     while True:
-        while sum(actor.ready for actor in pool._actors) < count:
-            pool._ask_to_start()
-            pool._await()
+        all_ready(pool, count)
         found = [actor.pid for actor in pool._actors if actor.ready and actor.pid]
         if all(lives(process) for process in found):
             return found
@@ -118,10 +103,10 @@ def test_two_workers_give_the_bits_of_none(
         for block, other in zip(mine.teacher, theirs.teacher, strict=True):
             assert np.array_equal(block.vectors, other.vectors)
             assert np.array_equal(block.scalars, other.scalars)
-    assert np.array_equal(pool.measure(rows(material), taught(pool), Fitness.kl), expected)
+    assert np.array_equal(pool.measure(candidates(material), taught(pool), Fitness.kl), expected)
     assert np.array_equal(
-        pool.measure(rows(material), works(), Fitness.perplexity),
-        local.measure(rows(material), works(), Fitness.perplexity),
+        pool.measure(candidates(material), works(), Fitness.perplexity),
+        local.measure(candidates(material), works(), Fitness.perplexity),
     )
     assert np.isfinite(expected).all()
 
@@ -169,11 +154,11 @@ def test_a_worker_killed_in_a_rung_changes_no_bit(
     pool: RayPool, material: Material, expected: np.ndarray, notes: list[str]
 ) -> None:
     lost, victim = pool.lost, pids(pool)[0]
-    measured = pool.measure(rows(material), taught(pool), Fitness.kl, Once(lambda: kill(victim)))
+    measured = pool.measure(candidates(material), taught(pool), Fitness.kl, Once(lambda: kill(victim)))
     assert np.array_equal(measured, expected)
     # The other worker may have done again what the killed one was at, before the death is noticed.
     while pool.lost == lost:
-        assert np.array_equal(pool.measure(rows(material), taught(pool), Fitness.kl), expected)
+        assert np.array_equal(pool.measure(candidates(material), taught(pool), Fitness.kl), expected)
     assert victim not in pids(pool)
     assert pool.lost == lost + 1
     assert not pool.named_aside
@@ -182,7 +167,7 @@ def test_a_worker_killed_in_a_rung_changes_no_bit(
 
 def test_all_workers_killed_in_a_rung_change_no_bit(pool: RayPool, material: Material, expected: np.ndarray) -> None:
     victims = pids(pool)
-    measured = pool.measure(rows(material), taught(pool), Fitness.kl, Once(lambda: kill(*victims)))
+    measured = pool.measure(candidates(material), taught(pool), Fitness.kl, Once(lambda: kill(*victims)))
     assert np.array_equal(measured, expected)
     assert not pool.named_aside
 
@@ -192,7 +177,7 @@ def test_workers_killed_between_measurements_change_no_bit(
 ) -> None:
     ready = taught(pool)
     kill(*pids(pool))
-    assert np.array_equal(pool.measure(rows(material), ready, Fitness.kl), expected)
+    assert np.array_equal(pool.measure(candidates(material), ready, Fitness.kl), expected)
     assert not pool.named_aside
 
 
@@ -210,7 +195,7 @@ def test_what_was_measured_ahead_is_the_same_bits_and_is_not_measured_again(
     pool: RayPool, material: Material, expected: np.ndarray
 ) -> None:
     pids(pool)
-    given, batches = rows(material), taught(pool)
+    given, batches = candidates(material), taught(pool)
     # Once, so that speeds are known; then a measurement of one pair leaves the second worker nothing but what is ahead.
     pool.measure(given, batches, Fitness.kl)
     ahead = [(given[:2], batches[1:])]
@@ -268,34 +253,15 @@ def test_a_search_whose_workers_are_killed_in_every_phase_leaves_the_same_run(
     assert pool.lost >= lost + 6
 
 
-class _Dies(WorkerActor):
-    """Kills its own process wherever `mark` says so. What it did is told by files, which outlive it."""
-
-    marks = ""
-
-    def _mark(self, name: str) -> bool:
-        """Whether this process is the first to come here."""
-        try:
-            os.close(os.open(f"{self.marks}/{name}", os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
-            return False
-        return True
-
-
-def actor(base: type[_Dies], folder: Path, **more: Any) -> type[_Dies]:
-    """The class with its marks in a folder."""
-    return type(base.__name__, (base,), {"marks": str(folder), **more})
-
-
-class DiesAtStart(_Dies):
+class DiesAtStart(Marks):
     def prepare(self, spec: WorkerSpec) -> Any:
         for name in ("first", "second"):
-            if self._mark(name):
+            if self.first(name):
                 kill(os.getpid())
         return super().prepare(spec)
 
 
-class DiesAtRow(_Dies):
+class DiesAtRow(Marks):
     poison: tuple[int, ...] = ()
 
     def losses(self, rows_NL: np.ndarray, work: Work, fitness: Fitness) -> np.ndarray:
@@ -305,7 +271,7 @@ class DiesAtRow(_Dies):
         return super().losses(rows_NL, work, fitness)
 
 
-class DiesAtAnything(_Dies):
+class DiesAtAnything(Marks):
     def losses(self, rows_NL: np.ndarray, work: Work, fitness: Fitness) -> np.ndarray:
         os._exit(3)
 
@@ -322,8 +288,8 @@ class Fails(WorkerActor):
 def test_workers_killed_while_they_start_come_again(
     ray_here: None, material: Material, expected: np.ndarray, tmp_path: Path
 ) -> None:
-    with RayPool(material.spec, workers=2, actor_class=actor(DiesAtStart, tmp_path)) as pool:
-        assert np.array_equal(pool.measure(rows(material), taught(pool), Fitness.kl), expected)
+    with RayPool(material.spec, workers=2, actor_class=marked(DiesAtStart, tmp_path)) as pool:
+        assert np.array_equal(pool.measure(candidates(material), taught(pool), Fitness.kl), expected)
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -331,17 +297,17 @@ def test_workers_killed_while_they_start_come_again(
 def test_a_candidate_that_kills_workers_is_found_and_set_aside(
     ray_here: None, material: Material, expected: np.ndarray, tmp_path: Path
 ) -> None:
-    candidates, notes = rows(material), list[str]()
-    poison = tuple(candidates[5].tolist())
-    cls = actor(DiesAtRow, tmp_path, poison=poison)
+    given, notes = candidates(material), list[str]()
+    poison = tuple(given[5].tolist())
+    cls = marked(DiesAtRow, tmp_path, poison=poison)
     with RayPool(material.spec, workers=2, actor_class=cls, note=notes.append) as pool:
-        measured = pool.measure(candidates, taught(pool), Fitness.kl)
+        measured = pool.measure(given, taught(pool), Fitness.kl)
         assert np.isinf(measured[5]).all()
-        healthy = [index for index in range(len(candidates)) if index != 5]
+        healthy = [index for index in range(len(given)) if index != 5]
         assert np.array_equal(measured[healthy], expected[healthy])
         assert pool.named_aside == {poison}
         lost = pool.lost
-        again = pool.measure(candidates, taught(pool), Fitness.kl)
+        again = pool.measure(given, taught(pool), Fitness.kl)
         assert np.array_equal(again, measured)
         assert pool.lost == lost, "a candidate that was set aside is not tried again"
     sizes = [int(path.name.partition("-")[0]) for path in tmp_path.iterdir()]
@@ -363,7 +329,7 @@ def test_a_search_goes_on_beside_a_candidate_that_kills_workers(
     space = plan_search(material.settings(tmp_path / "healthy")).ground.space
     marks = tmp_path / "marks"
     marks.mkdir()
-    cls = actor(DiesAtRow, marks, poison=tuple(space.rows([loser])[0].tolist()))
+    cls = marked(DiesAtRow, marks, poison=tuple(space.rows([loser])[0].tolist()))
     with RayPool(material.spec, workers=2, actor_class=cls) as pool, searching_with(pool):
         search(material.settings(tmp_path / "poisoned", generations=2))
     found = Journal(Location.parse(str(tmp_path / "poisoned")))
@@ -388,11 +354,11 @@ def test_workers_that_die_at_everything_end_the_measurement(
 ) -> None:
     # Or else it takes dozens of processes.
     monkeypatch.setattr(ray_pool, "MANY_ASIDE", 0)
-    with RayPool(material.spec, workers=1, actor_class=actor(DiesAtAnything, tmp_path)) as pool:
+    with RayPool(material.spec, workers=1, actor_class=marked(DiesAtAnything, tmp_path)) as pool:
         with pytest.raises(EvorayError, match="workers die while they measure the base model"):
             pool.teach(works(1))
         with pytest.raises(EvorayError, match="workers die again and again, whatever they measure"):
-            pool.measure(rows(material, 8), works(1), Fitness.perplexity)
+            pool.measure(candidates(material, 8), works(1), Fitness.perplexity)
 
 
 # Refusals and failures
@@ -404,7 +370,7 @@ def test_a_failure_in_a_worker_is_one_line_and_the_pool_lives_on(
     with RayPool(material.spec, workers=1, actor_class=Fails) as pool:
         for _ in range(2):
             with pytest.raises(EvorayError) as caught:
-                pool.measure(rows(material), works(), Fitness.perplexity)
+                pool.measure(candidates(material), works(), Fitness.perplexity)
             assert str(caught.value) == "a worker failed with ZeroDivisionError: no such thing"
             assert not isinstance(caught.value, UserError)
         assert len(pool.teach(works())) == 3

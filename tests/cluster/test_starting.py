@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from pools import Marks, candidates, marked, works
 from ray.exceptions import ActorUnavailableError
 from searches import Material
 
@@ -28,34 +29,6 @@ from evoray.store import Manifest, VariantStore
 
 # Workers can't import tests, so that classes defined here travel whole.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-
-
-def works() -> list[Work]:
-    draws = np.random.default_rng(7)
-    return [Work(draws.integers(0, 255, (2, 24)).astype(np.int32), (24, 17)) for _ in range(2)]
-
-
-def rows(material: Material) -> np.ndarray:
-    layers = len(VariantStore.open(material.store).manifest.layers)
-    return np.random.default_rng(3).integers(-1, 3, (6, layers)).astype(np.int8)
-
-
-class _Marks(WorkerActor):
-    """Tells processes apart by files, which outlive them."""
-
-    marks = ""
-
-    def _first(self, name: str) -> bool:
-        """Whether this is the first process to come here."""
-        try:
-            os.close(os.open(f"{self.marks}/{name}", os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
-            return False
-        return True
-
-
-def marked(base: type[_Marks], folder: Path) -> type[_Marks]:
-    return type(base.__name__, (base,), {"marks": str(folder)})
 
 
 # What is imported when
@@ -112,18 +85,18 @@ class _SickWorker:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
 
-class SickOnce(_Marks):
+class SickOnce(Marks):
     def losses(self, rows_NL: np.ndarray, work: Work, fitness: Fitness) -> np.ndarray:
-        if self._first("sick"):
+        if self.first("sick"):
             self.worker: Any = _SickWorker()
         return super().losses(rows_NL, work, fitness)
 
 
-class OccupiedTwice(_Marks):
+class OccupiedTwice(Marks):
     def prepare(self, spec: WorkerSpec) -> Any:
-        if self._first("one") or self._first("two"):
+        if self.first("one") or self.first("two"):
             raise EvorayError("the device is occupied")
-        self._first(f"ready-{os.getpid()}")
+        self.first(f"ready-{os.getpid()}")
         return super().prepare(spec)
 
 
@@ -152,9 +125,9 @@ class AlwaysOccupied(WorkerActor):
 
 @pytest.mark.cluster
 def test_a_device_that_breaks_costs_a_worker_and_no_search(ray_here: None, material: Material, tmp_path: Path) -> None:
-    expected = LocalPool(material.spec).measure(rows(material), works(), Fitness.perplexity)
+    expected = LocalPool(material.spec).measure(candidates(material, 6), works(2), Fitness.perplexity)
     with RayPool(material.spec, workers=1, actor_class=marked(SickOnce, tmp_path)) as pool:
-        assert np.array_equal(pool.measure(rows(material), works(), Fitness.perplexity), expected)
+        assert np.array_equal(pool.measure(candidates(material, 6), works(2), Fitness.perplexity), expected)
         assert pool.lost == 1
         assert not pool.named_aside
 
@@ -163,7 +136,7 @@ def test_a_device_that_breaks_costs_a_worker_and_no_search(ray_here: None, mater
 def test_a_device_in_use_is_tried_again(ray_here: None, material: Material, tmp_path: Path) -> None:
     notes: list[str] = []
     with RayPool(material.spec, workers=1, actor_class=marked(OccupiedTwice, tmp_path), note=notes.append) as pool:
-        assert len(pool.teach(works())) == 2
+        assert len(pool.teach(works(2))) == 2
     assert notes == ["worker 0 could not start and is tried again: the device is occupied"]
 
 
@@ -184,7 +157,7 @@ def test_a_device_in_use_for_good_ends_the_wait_with_its_reason(
     assert not isinstance(caught.value, UserError)
 
 
-class LoadsLong(_Marks):
+class LoadsLong(Marks):
     """Loads until a file says that the wait is over."""
 
     def prepare(self, spec: WorkerSpec) -> Any:
@@ -220,23 +193,23 @@ def test_loading_is_no_waiting(
 # Unlike devices
 
 
-class OneUnlike(_Marks):
+class OneUnlike(Marks):
     def prepare(self, spec: WorkerSpec) -> Any:
         record, notes = super().prepare(spec)
-        return (record if self._first("first") else replace(record, device="another", capability="9.9")), notes
+        return (record if self.first("first") else replace(record, device="another", capability="9.9")), notes
 
 
 @pytest.mark.cluster
 def test_a_worker_that_differs_is_refused_and_the_others_go_on(
     ray_here: None, material: Material, tmp_path: Path
 ) -> None:
-    expected = LocalPool(material.spec).measure(rows(material), works(), Fitness.perplexity)
+    expected = LocalPool(material.spec).measure(candidates(material, 6), works(2), Fitness.perplexity)
     notes: list[str] = []
     with RayPool(material.spec, workers=2, actor_class=marked(OneUnlike, tmp_path), note=notes.append) as pool:
         while not any(actor.refused for actor in pool._actors):
             pool._ask_to_start()
             pool._await({})
-        assert np.array_equal(pool.measure(rows(material), works(), Fitness.perplexity), expected)
+        assert np.array_equal(pool.measure(candidates(material, 6), works(2), Fitness.perplexity), expected)
         assert pool.record.device != "another"
         refused = next(index for index, actor in enumerate(pool._actors) if actor.refused)
         assert len(notes) == 1
@@ -250,7 +223,7 @@ def test_a_worker_that_differs_is_refused_and_the_others_go_on(
             if actor.ready:
                 os.kill(actor.pid or 0, 9)
         with pytest.raises(UserError, match=r"^the last worker differs from the first one in device: another"):
-            pool.measure(rows(material), works(), Fitness.perplexity)
+            pool.measure(candidates(material, 6), works(2), Fitness.perplexity)
 
 
 @pytest.mark.cluster
@@ -268,7 +241,7 @@ def test_mixed_workers_are_let_in_where_that_is_allowed(ray_here: None, material
 def test_workers_without_room_are_told_once(ray_here: None, material: Material) -> None:
     notes: list[str] = []
     with RayPool(replace(material.spec, threads=3), workers=2, note=notes.append) as pool:
-        pool.teach(works())
+        pool.teach(works(2))
     assert notes == ["1 of 2 workers are placed; each asks for {'num_cpus': 3}, and the others join when there is room"]
 
 

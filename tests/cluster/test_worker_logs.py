@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+from pools import candidates, works
 from searches import Material
 
 from evoray.cluster import logs
@@ -19,7 +20,6 @@ from evoray.cluster.ray_pool import RayPool
 from evoray.evaluator import Work
 from evoray.fitness import Fitness
 from evoray.log_line import JsonFormatter
-from evoray.store import VariantStore
 
 # Workers can't import tests, so that classes defined here travel whole.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -35,9 +35,7 @@ class Says(WorkerActor):
 
 @pytest.mark.cluster
 def test_a_lost_worker_and_the_one_after_it_leave_their_logs(ray_here: None, material: Material) -> None:
-    layers = len(VariantStore.open(material.store).manifest.layers)
-    rows = np.random.default_rng(3).integers(-1, 3, (4, layers)).astype(np.int8)
-    work = Work(np.random.default_rng(7).integers(0, 255, (2, 24)).astype(np.int32), (24, 17))
+    rows, (work,) = candidates(material, 4), works(1)
     kept: dict[str, bytes] = {}
     pids = []
     with RayPool(material.spec, workers=1, keep_log=kept.__setitem__, run="/runs/a", actor_class=Says) as pool:
