@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from evoray.evaluator import Evaluator
     from evoray.evolve import FixedRace, LevelSwitch, OnePlusLambda, Race
     from evoray.fitness import Fitness
+    from evoray.model import ModelAdapter, load_model
     from evoray.run.record import Run
     from evoray.run.teacher import TaughtText
     from evoray.space import Budget, Measure, Space, quantization_space
@@ -45,6 +46,8 @@ _WHERE = {
     "OnePlusLambda": "evoray.evolve",
     "Race": "evoray.evolve",
     "Fitness": "evoray.fitness",
+    "ModelAdapter": "evoray.model",
+    "load_model": "evoray.model",
     "Run": "evoray.run.record",
     "TaughtText": "evoray.run.teacher",
     "Budget": "evoray.space",

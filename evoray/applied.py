@@ -21,8 +21,8 @@ def apply_configuration(
     Afterwards `adapter.model` answers as that model does: calls with masks and a cache, `generate`, other libraries.
 
     Example:
-        >>> adapter = ModelAdapter(load_model("embedded"))
-        >>> apply_configuration(adapter, VariantStore.open("variants"), found.configuration)
+        >>> adapter = evoray.ModelAdapter(AutoModelForCausalLM.from_pretrained("meta-llama/Llama-3.1-8B"))
+        >>> evoray.apply_configuration(adapter, evoray.VariantStore.open("variants"), found.configuration)
         >>> adapter.model.generate(**tokenizer("Once", return_tensors="pt"))
 
     Args:
@@ -33,9 +33,14 @@ def apply_configuration(
         overwrite: Write variants over the base weights: no more memory than the base model takes, but no way back.
 
     Raises:
-        UserError: a layer, level or site that is not there, and then nothing changed; a site that can't be dropped, and
-            then it is the base model; or a corrupt variant.
+        UserError: no adapter; a layer, level or site that is not there, and then nothing changed; a site that can't be
+            dropped, and then it is the base model; or a corrupt variant.
     """
+    if not isinstance(adapter, ModelAdapter):
+        raise UserError(
+            f"{type(adapter).__name__} is no ModelAdapter, which keeps the base weights; wrap the model once, by "
+            "evoray.ModelAdapter(model)"
+        )
     sites = list(adapter.droppable.values())
     drops = {site: level == DROPPED for site, level in configuration.items() if level in (DROPPED, KEPT)}
     if unknown := [site for site in drops if site not in adapter.droppable]:

@@ -50,6 +50,7 @@ PIPE_HELP_WIDTH = 110
 LAYERS_KEPT = "{} keeps every finished layer: the same command goes on with it"
 GENERATIONS_KEPT = "{} keeps every finished generation: the same command goes on with it"
 NOT_KEPT = "nothing is kept before it is judged: the same command begins it anew"
+NOT_BEGUN = "nothing is left of it: the same command begins it anew"
 """How to go on after a stop."""
 
 # typer brings a click of its own since 0.26 and uses the installed one before; this is right for both.
@@ -63,7 +64,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_asked = {"debug": False, "quiet": False}
+_asked = {"debug": False, "quiet": False, "told": False}
 _log_format = {"json": False}
 """Whether progress and the last line are written as JSON."""
 
@@ -146,9 +147,16 @@ def _working(made: str, kept: str, run: bool = False) -> Iterator[Any]:
         with _progress(str(Location.parse(made)) if run else made) as progress:
             yield progress
     except (KeyboardInterrupt, Stopped) as asked:
-        by = f" by {asked}" if isinstance(asked, Stopped) else ""
-        _tell("stopped", f"stopped{by}; {kept.format(made)}", "warning")
+        _tell_stopped(asked, kept.format(made))
         raise
+
+
+def _tell_stopped(asked: BaseException, kept: str) -> None:
+    """Says as the last line by what it was stopped, and how to go on; once."""
+    if not _asked["told"]:
+        _asked["told"] = True
+        by = f" by {asked}" if isinstance(asked, Stopped) else ""
+        _tell("stopped", f"stopped{by}; {kept}", "warning")
 
 
 def _tell(event: str, line: str, level: str = "info") -> None:
@@ -516,7 +524,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Args:
         arguments: what stands behind the program's name; by default those of this process.
     """
-    _asked.update(debug=False, quiet=False)
+    _asked.update(debug=False, quiet=False, told=False)
     _log_format.update(json=False)
     if not sys.stdout.isatty():
         os.environ.setdefault("TERMINAL_WIDTH", str(PIPE_HELP_WIDTH))  # read by typer when it shows help
@@ -530,8 +538,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         place = getattr(getattr(error, "ctx", None), "command_path", "evoray")
         _fail(f"{error.format_message().rstrip('.')}; see {place} --help", 2)
     except Stopped as asked:
+        _tell_stopped(asked, NOT_BEGUN)
         sys.exit(128 + asked.signal)  # as shells tell the end of a process by a signal
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort) as asked:
+        _tell_stopped(asked, NOT_BEGUN)
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:
         # Whoever read us has seen enough. What is still buffered must not fail again when Python ends.

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic import BeforeValidator
 from pydantic_core import PydanticUndefined
+from rich.markup import escape
 
 from evoray.settings import Settings, flag, recipes
 
@@ -29,13 +30,13 @@ def option_of(kind: type[Settings], field: str) -> Any:
         said.append(f"One of: {', '.join(choices)}." if len(choices) > 1 else f"Only: {choices[0]}.")
     if default is PydanticUndefined:
         said.append("Required.")
-    elif default is not None and annotation is not bool and "Default:" not in said[0]:
-        said.append(f"Default: {','.join(map(str, default)) if isinstance(default, tuple) else default}.")
+    elif default is not None and "Default:" not in said[0]:
+        said.append(f"Default: {_spelled(default)}.")
     owner = next(base for base in reversed(kind.__mro__) if field in vars(base).get("__annotations__", {}))
     return typer.Option(
         None,
         flag(field) if annotation is not bool else f"{flag(field)}/{flag('no_' + field)}",
-        help=" ".join(said),
+        help=escape(" ".join(said)),  # names of extras stand in brackets
         metavar=None if annotation is bool else "CHOICE" if choices else _metavar(annotation, info.metadata),
         show_default=False,
         autocompletion=_completion(field, choices),
@@ -53,6 +54,12 @@ def _completion(field: str, choices: Sequence[str]) -> Callable[[str], list[str]
 def complete_recipes(incomplete: str) -> list[str]:
     """Names of recipes that begin so; they are read from files only now."""
     return [recipe.name for recipe in recipes() if recipe.name.startswith(incomplete)]
+
+
+def _spelled(default: Any) -> str:
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
 def _plain(annotation: Any) -> Any:

@@ -4,8 +4,10 @@ Holds: `Stopped`, `stops_by_signal`, `to_the_end`.
 """
 
 import contextlib
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -30,17 +32,46 @@ class Stopped(BaseException):
         return self.signal.name
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise Stopped(number)
+AGAIN, LONGEST = 0.05, 20.0
+"""Seconds after which a signal that came in the middle of an import is sent again, and for how long."""
+
+_IMPORTING = "<frozen importlib._bootstrap>"
+
+
+class _Stopper:
+    """What SIGTERM does: raises `Stopped`, but in no import. What is half imported is broken for good, and libraries
+    that catch whatever an import raises would go on without it."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        self._since = now if self._since is None else self._since
+        if _imports(frame) and now < self._since + LONGEST:
+            again = threading.Timer(AGAIN, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+            return
+        raise Stopped(number)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == _IMPORTING:
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextlib.contextmanager
 def stops_by_signal() -> Iterator[None]:
-    """SIGTERM inside raises `Stopped` in the main thread, as Ctrl-C raises KeyboardInterrupt by itself."""
+    """SIGTERM inside raises `Stopped` in the main thread, as Ctrl-C raises KeyboardInterrupt by itself. What is being
+    imported just then is imported first."""
     if threading.current_thread() is not threading.main_thread():
         yield  # Python lets no other thread set what a signal does
         return
-    before = signal.signal(signal.SIGTERM, _stop)
+    before = signal.signal(signal.SIGTERM, _Stopper())
     try:
         yield
     finally:

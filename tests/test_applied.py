@@ -85,3 +85,10 @@ def test_dropped_sites_with_variants_beside_them(store: VariantStore, adapter: M
     assert torch.equal(answers(adapter.model), wanted)
     silent = adapter.layers["model.layers.2.mlp.up_proj"]
     assert torch.equal(silent.module.weight, silent.base)
+
+
+def test_a_model_by_itself_is_refused_with_the_way_to_wrap_it(material: Material) -> None:
+    model = load_model(material.model)
+    with pytest.raises(UserError, match=r"LlamaForCausalLM is no ModelAdapter.*evoray\.ModelAdapter\(model\)"):
+        apply_configuration(model, None, {})
+    apply_configuration(ModelAdapter(model), None, {})

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,14 @@ from searches import Material
 from evoray import cli
 from evoray.cli import main
 from evoray.model import checkpoint_facts
-from evoray.settings import SearchSettings
+from evoray.settings import (
+    BaselineSettings,
+    BuildSettings,
+    EvalSettings,
+    ExportSettings,
+    SearchSettings,
+    SweepSettings,
+)
 from evoray.store import VariantStore
 
 
@@ -323,6 +331,39 @@ def test_control_c(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(evoray.report.tables, "inspect", interrupted)
     assert call("inspect", "x").code == 130
+
+
+def test_sigterm_before_anything_began_has_a_last_line(
+    call: Call, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import evoray.__main__
+    import evoray.report.tables
+
+    def asked(*_: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    said = "stopped by SIGTERM; nothing is left of it: the same command begins it anew\n"
+    monkeypatch.setattr(evoray.report.tables, "inspect", asked)
+    assert call("inspect", "x") == Outcome(143, "", said)
+    # And while the command line itself is being imported.
+    monkeypatch.setattr(cli, "main", asked)
+    with pytest.raises(SystemExit) as leaving:
+        evoray.__main__.main()
+    assert (leaving.value.code, capsys.readouterr().err) == (143, said)
+
+
+@pytest.mark.parametrize("verb", ["build", "search", "sweep", "baseline", "eval", "export"])
+def test_help_names_extras_as_pip_takes_them(call: Call, verb: str) -> None:
+    shown = " ".join(call(verb, "--help").out.replace("\u2502", " ").split())
+    kinds = {"build": BuildSettings, "search": SearchSettings, "sweep": SweepSettings, "baseline": BaselineSettings,
+             "eval": EvalSettings, "export": ExportSettings}  # fmt: skip
+    extras = {
+        extra
+        for info in kinds[verb].model_fields.values()
+        for extra in re.findall(r"evoray\[[a-zA-Z-]+\]", info.description or "")
+    }
+    assert all(extra in shown for extra in extras)
+    assert extras or verb in ("build", "baseline")
 
 
 def test_version(call: Call) -> None:

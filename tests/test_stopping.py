@@ -1,7 +1,9 @@
 """What a signal interrupts, and what is finished first."""
 
+import importlib
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,33 @@ def test_sigterm_stops_and_is_given_back() -> None:
         signal.raise_signal(signal.SIGTERM)
     assert (stopped.value.signal, str(stopped.value)) == (signal.SIGTERM, "SIGTERM")
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_what_is_being_imported_is_imported_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libraries that catch whatever an import raises would go on without it, and fail later."""
+    (tmp_path / "half_imported.py").write_text(
+        "import signal\nsignal.raise_signal(signal.SIGTERM)\nfor _ in range(1000): pass\nwhole = True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    imported = []
+
+    def importing() -> None:
+        imported.append(importlib.import_module("half_imported").whole)
+        time.sleep(60)
+
+    with pytest.raises(Stopped), stops_by_signal():
+        importing()
+    assert imported == [True]
+
+
+def test_an_import_without_end_is_stopped_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evoray.stopping.LONGEST", 0.2)
+    (tmp_path / "never_imported.py").write_text(
+        "import signal, time\nsignal.raise_signal(signal.SIGTERM)\ntime.sleep(60)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(Stopped), stops_by_signal():
+        importlib.import_module("never_imported")
 
 
 @pytest.mark.parametrize("number", SIGNALS)

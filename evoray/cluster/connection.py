@@ -58,6 +58,8 @@ def connect(address: str | None, workers: int | None, threads: int) -> Connectio
     options["namespace"] = f"evoray-{uuid.uuid4().hex[:12]}"
     if alone:
         options["include_dashboard"] = False
+        # By itself Ray gives its workers so little priority that they starve beside whatever else the machine does.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         # Ray knows the limits of a container. Only a laptop asked for more workers than it has cores needs more.
         if (workers or 0) * threads > usable_cores():
             options["num_cpus"] = (workers or 0) * threads

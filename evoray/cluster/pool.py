@@ -176,8 +176,10 @@ class LocalPool(Pool):
         parts = []
         for done, work in enumerate(works, start=1):
             self.busy.begin(0)
-            losses_NB = self._worker.losses(rows_NL, work, fitness)
-            self.busy.end(0)
+            try:
+                losses_NB = self._worker.losses(rows_NL, work, fitness)
+            finally:
+                self.busy.end(0)
             parts.append(np.where(np.isnan(losses_NB), np.inf, losses_NB))
             if progress:
                 progress(done / len(works))

@@ -188,7 +188,8 @@ class ModelWorker:
             else torch.backends.cpu.get_cpu_capability(),
             dtype=str(self.adapter.dtype).removeprefix("torch."),
             attention=str(getattr(model.config, "_attn_implementation", None)),
-            products=library(device, self.adapter.dtype),
+            # Logits are float32 whatever the model is.
+            products=library(device, torch.float32),
             threads=spec.threads,
             top_k=spec.top_k,
             **found,

@@ -74,7 +74,13 @@ def check_text(recipe: Recipe, text: TokenText | None) -> None:
 
 
 def store_header(
-    facts: Facts, recipe: Recipe, text: TokenText | None, *, compute_dtype: str, device: str
+    facts: Facts,
+    recipe: Recipe,
+    text: TokenText | None,
+    *,
+    compute_dtype: str,
+    device: str,
+    attention: str | None = None,
 ) -> StoreHeader:
     """How the store of a model and a recipe is made. Reads no weights.
 
@@ -84,6 +90,7 @@ def store_header(
         text: the Hessian text; None where the method needs none.
         compute_dtype: dtype that the model is loaded in for building ("float32"), not "auto".
         device: kind of the device ("cpu", "cuda"): another kind gives other bits.
+        attention: implementation that was asked for, which Hessians depend on; None for the model's usual one.
 
     Raises:
         UserError: the recipe does not fit the layers, the text is missing, or a dtype can't be the checkpoint's.
@@ -96,6 +103,8 @@ def store_header(
     settings = {**recipe.settings(), "compute_dtype": compute_dtype, "device": device}
     if text is not None:
         settings["sequence_length"] = text.sequence_length
+        if attention is not None:
+            settings["attn_implementation"] = attention
     return StoreHeader(
         model=facts.model,
         revision=facts.revision,

@@ -69,13 +69,28 @@ class VariantCache:
         return True
 
     def announce(self, wanted: Iterable[tuple[str, str]]) -> None:
-        """Says which variants (layer, level) will be asked for soon. Nothing happens without `prefetch`."""
+        """Says which variants (layer, level) will be asked for soon, the first first. Nothing happens without
+        `prefetch`.
+
+        What does not fit beside those before it is left to whoever asks: one must not push out another.
+        """
         if self._background is None:
             return
-        for key in wanted:
-            if key not in self._ready and self._make_room(key[0]):
+        keys = list(wanted)
+        kept = {key for key, weight in self._ready.items() if not weight.done()}
+        for key in [*kept, *(key for key in keys if key in self._ready)]:
+            self._ready.move_to_end(key)  # the others leave first
+        size = sum(self._bytes_of(key) for key in kept)
+        for key in keys:
+            if key not in kept:
+                kept.add(key)
+                size += self._bytes_of(key)
+            if size > self.limit:
+                return
+            if key not in self._ready:
+                self._make_room(key[0])
                 self._ready[key] = self._background.submit(self.decode, *key)
-                self.bytes += self.adapter.layers[key[0]].base.nbytes
+                self.bytes += self._bytes_of(key)
 
     def get(self, layer: str, level: str) -> Tensor:
         """The ready weight of one variant.
@@ -89,8 +104,8 @@ class VariantCache:
             self._ready.move_to_end(key)
             try:
                 return self._ready[key].result()
-            except (EvorayError, torch.OutOfMemoryError):
-                # Fetched in the background and found corrupt, or without room; the next try reads it again.
+            except BaseException:
+                # Whatever went wrong in the background, the next try reads it again.
                 self._drop(key)
                 raise
         self.misses += 1
@@ -114,7 +129,7 @@ class VariantCache:
     def _make_room(self, layer: str) -> bool:
         """Drops the least recently used for one more weight of this layer; whether it fits at all.
 
-        A ready weight has the size of the base weight, so room is made first and the limit holds all the time.
+        Room is made first, so the limit holds all the time.
         """
         size = self.adapter.layers[layer].base.nbytes
         if size > self.limit:
@@ -127,5 +142,9 @@ class VariantCache:
             self._drop(next(iter(self._ready)))
 
     def _drop(self, key: tuple[str, str]) -> None:
-        del self._ready[key]
-        self.bytes -= self.adapter.layers[key[0]].base.nbytes
+        self._ready.pop(key).cancel()
+        self.bytes -= self._bytes_of(key)
+
+    def _bytes_of(self, key: tuple[str, str]) -> int:
+        """Of a ready weight, which has the size of the base weight."""
+        return self.adapter.layers[key[0]].base.nbytes

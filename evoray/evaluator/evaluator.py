@@ -98,7 +98,7 @@ class Evaluator:
         self._usable = frozenset({0, *adapter.boundaries} if reuse else {0})
         self._token_bytes = self._state_bytes_per_token()
         self._heads: dict[int, LossHead] = {}
-        self._rehearsed: list[tuple[tuple[int, int, int], int]] = []
+        self._rehearsed: list[tuple[Fitness, tuple[int, int, int], int]] = []
         self._making: int | None = None
         self._most_stack = work_bytes
 
@@ -123,7 +123,7 @@ class Evaluator:
         # lexsort takes its last key first, and a row's first layer is the tree's root.
         order = np.lexsort(rows_NL.T[::-1]) if rows_NL.shape[1] else np.arange(len(rows_NL))
         differs = self.sites.first_differing_blocks(rows_NL[order]).tolist()
-        placed = self._place(work, fitness)
+        placed = self._within_memory(lambda: self._place(work, fitness))
         stack = self._stack(placed, differs)
         losses_NB = np.empty((len(rows_NL), len(work.cuts)))
         for step, candidate in enumerate(order):
@@ -243,14 +243,15 @@ class Evaluator:
         return BoundaryStack(self.adapter.n_blocks, self._usable, differs, state_bytes, room)
 
     def _rehearsed_bytes(self, placed: _Placed) -> int:
-        """Bytes of a pass of this shape at most: measured in a rehearsal, unless a larger one was measured."""
-        for larger, size in self._rehearsed:
-            if all(mine <= its for mine, its in zip(placed.shape, larger, strict=True)):
+        """Bytes of a pass of this shape at most: measured in a rehearsal, unless a larger one was measured. What a
+        measure takes beside the blocks differs, so each has its own."""
+        for fitness, larger, size in self._rehearsed:
+            if fitness is placed.fitness and all(mine <= its for mine, its in zip(placed.shape, larger, strict=True)):
                 return size
         before = self.blocks_run
         size = self._within_memory(lambda: peak_bytes(self.adapter.devices, lambda: self._pass(placed)))
         self.blocks_run = before
-        self._rehearsed.append((placed.shape, size))
+        self._rehearsed.append((placed.fitness, placed.shape, size))
         return size
 
     def _making_bytes(self) -> int:

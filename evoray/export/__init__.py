@@ -6,6 +6,7 @@ appears whole or not at all; its name is what `--format` takes, with underscores
     DEPTHS: tuple[Depth, ...]     how it can say what is dropped; without: by zeros only
     WARNINGS: tuple[str, ...]     sentences for who uses the checkpoint
     LOADING: str                  how to load it, in markdown
+    LOADING_COMPRESSED: str       the same, further, where a layer is compressed
     LIBRARY: str                  that loads it, as hubs call it; without: transformers
 
 for the model card, which every checkpoint gets: whatever has a config.json, and no README.md of its own.
@@ -30,6 +31,7 @@ import pkgutil
 from pathlib import Path
 from typing import Protocol, cast
 
+from evoray.configuration import BASE, DROPPED, KEPT
 from evoray.errors import UserError
 from evoray.export import no_op
 from evoray.export.card import Card, model_card
@@ -78,17 +80,20 @@ def export(name: str, source: ExportSource, out: str) -> Path | Location:
     with appearing(target) as stage:
         module.export(source, stage)
         if (stage / "config.json").exists() and not (stage / README).exists():
-            card = model_card(source, _card(name, module, source.options.depth), stage)
+            card = model_card(source, _card(name, module, source), stage)
             (stage / README).write_text(card, encoding="utf-8")
     return target.local_path or target
 
 
-def _card(name: str, module: Format, depth: Depth) -> Card:
+def _card(name: str, module: Format, source: ExportSource) -> Card:
     warnings: tuple[str, ...] = getattr(module, "WARNINGS", ())
-    if depth is Depth.no_op:
+    if source.options.depth is Depth.no_op:
         # Such a checkpoint is for other engines than the format by itself.
         return Card(name, (*warnings, *no_op.WARNINGS), no_op.LOADING, "")
-    return Card(name, warnings, getattr(module, "LOADING", ""), getattr(module, "LIBRARY", "transformers"))
+    loading = getattr(module, "LOADING", "")
+    if any(level not in (BASE, DROPPED, KEPT) for level in source.configuration.values()):
+        loading += getattr(module, "LOADING_COMPRESSED", "")
+    return Card(name, warnings, loading, getattr(module, "LIBRARY", "transformers"))
 
 
 def _check_depth(name: str, module: Format, depth: Depth) -> None:

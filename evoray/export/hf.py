@@ -1,6 +1,6 @@
 """A transformers checkpoint with dequantized weights: `--format hf`.
 
-Holds: `export`, `DEPTHS`, `LOADING`.
+Holds: `export`, `DEPTHS`, `LOADING`, `LOADING_COMPRESSED`.
 """
 
 from pathlib import Path
@@ -27,8 +27,10 @@ model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 ```
 
-Engines that run the base model run it as well. The weights are dequantized: it takes no less memory than the base
-model's weights of the same shapes do.
+Engines that run the base model run it as well.
+"""
+LOADING_COMPRESSED = """
+The weights are dequantized: it takes no less memory than the base model's weights of the same shapes do.
 """
 
 

@@ -36,10 +36,18 @@ def product(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Te
         [N, O] in their dtype. The bits of a row don't depend on which rows stand beside it, as far as they don't
         depend on how many there are.
     """
-    if weight_OI.dtype is x_NI.dtype and library(x_NI.device, x_NI.dtype) == "onednn":
-        # What lies in memory in another order goes to a kernel that is a thousand times slower.
+    usual = weight_OI.ndim == 2 and x_NI.shape[-1:].numel() and (bias_O is None or bias_O.shape == weight_OI.shape[:1])
+    alike = weight_OI.dtype is x_NI.dtype and (bias_O is None or bias_O.dtype is x_NI.dtype)
+    if usual and alike and library(x_NI.device, x_NI.dtype) == "onednn":
+        # What lies in memory in another order goes to a kernel that is a thousand times slower, and of a bias with gaps
+        # the gaps are read.
         found: Tensor = torch.ops.mkldnn._linear_pointwise(
-            x_NI.contiguous(), weight_OI.contiguous(), bias_O, "none", [], ""
+            x_NI.contiguous(),
+            weight_OI.contiguous(),
+            None if bias_O is None else bias_O.contiguous(),
+            "none",
+            [],
+            "",
         )
         return found
     return torch.nn.functional.linear(x_NI, weight_OI, bias_O)

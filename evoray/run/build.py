@@ -59,7 +59,7 @@ class BuildPlan:
         if device.type == self.device.type or isinstance(self.source, EvopressFolder):
             return replace(self, device=device)
         dtype = _dtype(settings, self.facts, device)
-        header = store_header(self.facts, self.source, self.text, compute_dtype=dtype, device=device.type)
+        header = _header(settings, self.facts, self.source, self.text, dtype, device)
         return replace(self, header=header, dtype=dtype, device=device)
 
 
@@ -98,8 +98,21 @@ def plan_build(settings: BuildSettings) -> BuildPlan:
     recipe.check(shapes)
     recipe.stored_dtype(facts.dtype)
     text = _hessian_text(settings, facts) if recipe.needs_text else None
-    header = store_header(facts, recipe, text, compute_dtype=dtype, device=device.type)
+    header = _header(settings, facts, recipe, text, dtype, device)
     return BuildPlan(facts, recipe, text, header, dtype, device)
+
+
+def _header(
+    settings: BuildSettings, facts: Facts, recipe: Recipe, text: TokenText | None, dtype: str, device: torch.device
+) -> StoreHeader:
+    return store_header(
+        facts,
+        recipe,
+        text,
+        compute_dtype=dtype,
+        device=device.type,
+        attention=settings.attn_implementation,
+    )
 
 
 def _hessian_text(settings: BuildSettings, facts: Facts) -> TokenText:

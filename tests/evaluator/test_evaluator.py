@@ -356,7 +356,8 @@ def test_padding_changes_next_to_nothing(case):
             evaluator = Evaluator(case.adapter, case.store)
             alone_N = evaluator.losses(case.rows_NL, alone, fitness)[:, 0]
             base = (case.rows_NL < 0).all(1) & fitness.needs_teacher
-            np.testing.assert_allclose(alone_N[~base], padded_NB[~base, row], rtol=1e-6)
+            # A divergence is the difference of logarithms that are many times as large: of each token a ten-millionth.
+            np.testing.assert_allclose(alone_N[~base], padded_NB[~base, row], rtol=1e-6, atol=1e-7 * cut)
             assert np.all(np.abs(alone_N[base] - padded_NB[base, row]) < 1e-6 * cut)
 
 

@@ -6,6 +6,7 @@ import torch
 from stores import tiny_store
 from tiny import tiny_ids, tiny_model
 
+import evoray.evaluator.evaluator
 from evoray.errors import DeviceFullError
 from evoray.evaluator import Evaluator, Work, peak_bytes
 from evoray.evaluator.boundaries import BoundaryStack
@@ -231,3 +232,33 @@ def test_a_variant_for_which_there_is_no_room_in_the_background_is_fetched_again
     monkeypatch.setattr(evaluator.cache, "decode", scarce)
     assert np.array_equal(evaluator.losses(rows_NL, work, Fitness.kl), wanted)
     assert not failures
+
+
+def test_ready_weights_give_way_to_a_batch_too(adapter, store, work, rows_NL, wanted, monkeypatch):
+    evaluator = Evaluator(adapter, store)
+    evaluator.losses(rows_NL, work, Fitness.kl)
+    place = evoray.evaluator.evaluator.place
+
+    def full(*arguments):
+        if evaluator.cache.bytes:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return place(*arguments)
+
+    monkeypatch.setattr(evoray.evaluator.evaluator, "place", full)
+    assert evaluator.cache.bytes
+    assert np.array_equal(evaluator.losses(rows_NL, work, Fitness.kl), wanted)
+
+    def always(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(evoray.evaluator.evaluator, "place", always)
+    with pytest.raises(DeviceFullError, match="no room for a pass"):
+        evaluator.losses(rows_NL, work, Fitness.kl)
+
+
+def test_what_a_pass_takes_is_rehearsed_for_each_measure(adapter, store, work, rows_NL):
+    """One against another's teacher takes more than one against the next token alone."""
+    evaluator = Evaluator(adapter, store)
+    for fitness in (Fitness.perplexity, Fitness.kl, Fitness.perplexity):
+        evaluator.losses(rows_NL, work, fitness)
+    assert [fitness for fitness, _, _ in evaluator._rehearsed] == [Fitness.perplexity, Fitness.kl]

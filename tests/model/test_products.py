@@ -47,6 +47,20 @@ def test_how_an_operand_lies_in_memory_changes_no_bit() -> None:
         assert torch.equal(product(x, weight), wanted)
 
 
+def test_what_else_a_linear_layer_takes_is_right_too() -> None:
+    x_NI, weight_OI, bias_O = torch.randn(7, 96), torch.randn(40, 96), torch.randn(40)
+    gaps_O, one_O = torch.randn(40, 3)[:, 1], torch.ones(1).expand(40)
+    for arguments in [
+        (x_NI, weight_OI, gaps_O),
+        (x_NI, weight_OI, one_O),
+        (x_NI, weight_OI[0]),
+        (x_NI, weight_OI, bias_O.expand(7, 40)),
+        (x_NI[:, :0], weight_OI[:, :0], bias_O),
+        (x_NI, weight_OI, bias_O[:1]),
+    ]:
+        torch.testing.assert_close(product(*arguments), nn.functional.linear(*arguments), rtol=1e-4, atol=1e-4)
+
+
 def test_rows_have_the_bits_they_have_alone_in_any_company() -> None:
     x_BTI, weight_OI = torch.randn(4, 64, 512), torch.randn(192, 512)
     whole = product(x_BTI, weight_OI)

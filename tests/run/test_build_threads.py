@@ -53,3 +53,16 @@ def test_a_store_that_was_begun_before_threads_were_recorded_goes_on(material: M
     before = contents(tmp_path / "old")
     assert built(material, tmp_path / "old", threads=2, **GIVEN) == manifest
     assert contents(tmp_path / "old") == before
+
+
+def test_a_store_goes_on_with_the_attention_that_it_was_begun_with(
+    material: Material, tmp_path: Path, threads: Any
+) -> None:
+    """Hessians depend on it."""
+    with pytest.raises(Interrupted):
+        built(material, tmp_path / "sdpa", 5, attn_implementation="sdpa", **GIVEN)
+    with pytest.raises(UserError, match="attn_implementation"):
+        built(material, tmp_path / "sdpa", attn_implementation="eager", **GIVEN)
+    whole = built(material, tmp_path / "sdpa", attn_implementation="sdpa", **GIVEN)
+    assert whole.settings["attn_implementation"] == "sdpa"
+    assert "attn_implementation" not in built(material, tmp_path / "usual", **GIVEN).settings
