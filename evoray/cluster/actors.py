@@ -32,6 +32,9 @@ from evoray.settings.workers import worker_range
 POLL = 1.0
 """Seconds between looks at the clock while nothing is reported; a report ends the wait at once."""
 
+SAY = 60.0
+"""Seconds of starting after which is told how far it is."""
+
 PAUSE = 0.2
 """Seconds before an actor that could not take a call yet is asked again; grows with every failure."""
 
@@ -152,15 +155,25 @@ class Actors:
             self._environment = {name: value for name, value in spec.environment.items() if name != "HF_TOKEN"}
             self._create(self._room.workers)
             self._until = time.monotonic() + wait
+            begun = told = time.monotonic()
             while sum(actor.ready for actor in self._actors) < self._least:
                 self._check_wait(self._least)
                 self._ask_to_start()
                 self._await((), self._until)
+                if time.monotonic() > told + SAY:
+                    told = time.monotonic()
+                    self._note(f"workers have been starting for {told - begun:.0f} s: {self._how_far()}")
             self._ready_since = time.monotonic()
             self._note_unplaced()
         except BaseException:
             self.close()
             raise
+
+    def _how_far(self) -> str:
+        ready = sum(actor.ready for actor in self._actors)
+        loading = sum(actor.placed and not actor.ready for actor in self._actors)
+        waiting = len(self._actors) - ready - loading
+        return f"{ready} are ready, {loading} load the model, {waiting} wait for a place or for their process"
 
     def publish(self, run: str, figures: Mapping[str, float], busy: Sequence[float] = ()) -> None:
         self._metrics.publish(run, figures, busy)

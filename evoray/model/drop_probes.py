@@ -8,6 +8,7 @@ Shape suffixes: B rows, T tokens, D width of the hidden state.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 def probe_droppable(adapter: ModelAdapter, sites: Collection[Droppable]) -> tuple[str, ...]:
     """Probe sites on a short input, bit for bit. The model has its base weights, and nothing is dropped.
 
-    A block with all its sublayers dropped must return its input; a dropped sublayer must give the bits of one whose
-    weights and biases are zero; the blocks behind a dropped one must run without it.
+    What is dropped must share no matrix with a block that stays. A block with all its sublayers dropped must return its
+    input; a dropped sublayer must give the bits of one whose weights and biases are zero; the blocks behind a dropped
+    one must run without it.
 
     Args:
         adapter: The model.
@@ -39,6 +41,7 @@ def probe_droppable(adapter: ModelAdapter, sites: Collection[Droppable]) -> tupl
     Raises:
         UserError: A site whose dropping has no meaning, with the reason and what can be done.
     """
+    _check_own(adapter, sites)
     ids_BT = probe_ids(adapter)
     states: dict[int, Tensor] = {}
     adapter.hidden(ids_BT, keep=range(adapter.n_blocks + 1), kept=states)
@@ -53,6 +56,18 @@ def probe_droppable(adapter: ModelAdapter, sites: Collection[Droppable]) -> tupl
             probes[site.block].adds_nothing(site)
             notes += probes[site.block].is_its_kind(site)
     return tuple(notes)
+
+
+def _check_own(adapter: ModelAdapter, sites: Collection[Droppable]) -> None:
+    """Refuses what shares a matrix with another block: that would go on with it, and nothing would be freed."""
+    owners = Counter(part for block in adapter.blocks for part in {id(parameter) for parameter in block.parameters()})
+    for site in sites:
+        parameters = (parameter for module in adapter.modules(site.name) for parameter in module.parameters())
+        if any(parameter.ndim >= 2 and owners[id(parameter)] > 1 for parameter in parameters):
+            raise UserError(
+                f"model class {type(adapter.model).__name__} can't be run without {site.name}: it shares weights with "
+                "other blocks; name what may go by --droppable"
+            )
 
 
 class _Probe:

@@ -185,9 +185,15 @@ def test_loading_is_no_waiting(
         check(pool, least)
 
     monkeypatch.setattr(RayPool, "_check_wait", checked)
-    with RayPool(material.spec, workers=1, actor_class=marked(LoadsLong, tmp_path)) as pool:
+    monkeypatch.setattr("evoray.cluster.actors.SAY", 0.0)
+    notes: list[str] = []
+    with RayPool(material.spec, workers=1, actor_class=marked(LoadsLong, tmp_path), note=notes.append) as pool:
         assert waited >= 3
         assert pool.record
+    # Who waits is told for what.
+    assert any(
+        note.endswith("0 are ready, 1 load the model, 0 wait for a place or for their process") for note in notes
+    )
 
 
 # Unlike devices

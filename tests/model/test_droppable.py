@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiny import tiny_config, tiny_ids, tiny_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, Zamba2Config, Zamba2ForCausalLM
 
 from evoray.errors import EvorayError, UserError
 from evoray.model import DropKind, ModelAdapter, checkpoint_facts, find_droppable, find_structure
@@ -74,6 +74,20 @@ def test_sites_are_those_of_the_architecture(family: str) -> None:
         tensors = adapter.model.get_submodule(site.name).state_dict().values()
         weights = sum(adapter.layers[layer].base.nbytes for layer in site.layers)
         assert site.other_bytes == sum(tensor.nbytes for tensor in tensors) - weights
+
+
+def test_what_shares_weights_with_another_block_stays() -> None:
+    """Blocks 1 and 3 run the same transformer, whose layers are named under the first."""
+    config = Zamba2Config(
+        vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
+        layers_block_type=["mamba", "hybrid", "mamba", "hybrid"], attention_head_dim=16, attention_hidden_size=128,
+        num_key_value_heads=4, mamba_d_state=8, n_mamba_heads=4, mamba_ngroups=1, mamba_headdim=32, num_mem_blocks=1,
+    )  # fmt: skip
+    adapter = ModelAdapter(Zamba2ForCausalLM(config).eval(), allow_partial=True)
+    for name in ("model.layers.1", "model.layers.3", "model.layers.1.shared_transformer"):
+        with pytest.raises(UserError, match=f"without {name}: it shares weights with other blocks"):
+            adapter.check_droppable([name])
+    adapter.check_droppable(["model.layers.0", "model.layers.2"])
 
 
 def test_bytes_that_are_no_layer() -> None:

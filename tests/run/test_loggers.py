@@ -284,7 +284,7 @@ def test_nothing_is_imported_unless_asked_for(material: Material, tmp_path: Path
 def test_figures_leave_out_what_there_is_not() -> None:
     from evoray.run.logged import figures_of
 
-    row = GenerationRow(0, (1,), ((1,),), 0.5, None, True, None, 3.0, 3.1, 7, 0.0, 4, 20, 0.0, 1, (), (), "", "")
+    row = GenerationRow(0, (1,), ((1,),), 0.5, None, True, None, None, 3.0, 3.1, 7, 0.0, 4, 20, 0.0, 1, (), (), "", "")
     assert figures_of(row, 20) == {
         "fitness": 0.5,
         "bits": 3.0,
