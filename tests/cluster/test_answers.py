@@ -23,6 +23,7 @@ def after(seconds):
     return seconds
 
 number, way = int(sys.argv[1]), sys.argv[2]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal, whoever runs the tests
 try:
     with stops_by_signal():
         connect("local", 0, 1)
