@@ -402,14 +402,14 @@ class _Driver:
         if (errors := self._expected_errors()) is not None:
             best["accepted"], said = errors
             self.progress.note(said)
-        best["held_out"] = judged_candidates(self.ground, self.plan.settings, self.pool, named, self.progress)
-        if (lessons := self.strategy.lessons) is not None:
-            write_lessons(self.run / LEARNED, lessons)
         if self.strategy.generation > 1 and not self.strategy.raced:
             self.progress.note(
                 f"all generations were surveys (--survey {self.plan.settings.survey}), in which nobody can win: raise "
                 "--generations, with which the run goes on, or give another --run a smaller --survey"
             )
+        best["held_out"] = judged_candidates(self.ground, self.plan.settings, self.pool, named, self.progress)
+        if (lessons := self.strategy.lessons) is not None:
+            write_lessons(self.run / LEARNED, lessons)
         self.run.write_best(best)
         self.progress.concluded(best)
         return best
