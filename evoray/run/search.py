@@ -423,7 +423,7 @@ class _Driver:
         # Each race holds its bound whoever wins, so what is expected of all is the sum over all, in vain or not.
         false = min(sum(row.risk or 0.0 for row in self.journal.rows), count)
         children = "child" if count == 1 else "children"
-        said = f"{count} {children} replaced the parent; {false:.2g} of them, at most, are expected to be no better"
+        said = f"{count} {children} replaced the parent; {false:.2g} would have by chance alone, at most"
         return {"children": count, "false_at_most": false}, said
 
     def _start(self) -> Genotype:
