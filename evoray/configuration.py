@@ -1,7 +1,7 @@
 """Configurations as people read and write them: `layer: level`, a line each.
 
-Holds: `BASE`, `DROPPED`, `KEPT`, `Configuration`, `parse_configuration`, `configuration_text`, `DEPTH_WORDS`,
-`alias`, `alias_of`.
+Holds: `BASE`, `DROPPED`, `KEPT`, `Configuration`, `needs_variants`, `parse_configuration`, `configuration_text`,
+`DEPTH_WORDS`, `alias`, `alias_of`.
 
 Texts of EvoPress are read, too. Its levels are written like ours. Its depth files have a line for each block, one of
 `none`, `attn`, `mlp` and `attn+mlp`, and name no module. So their sites have aliases, two for each block:
@@ -38,6 +38,11 @@ DEPTH_WORDS: dict[str, tuple[str, ...]] = {
 """What a line of EvoPress's depth files drops of its block."""
 
 _ALIAS = re.compile(r"blocks\.(0|[1-9][0-9]*)\.(attn|mlp)")
+
+
+def needs_variants(configuration: Configuration) -> bool:
+    """Whether a configuration needs a store: it says more than what is dropped."""
+    return any(level not in (BASE, DROPPED, KEPT) for level in configuration.values())
 
 
 def alias(block: int, kind: str) -> str:

@@ -31,7 +31,7 @@ import pkgutil
 from pathlib import Path
 from typing import Protocol, cast
 
-from evoray.configuration import BASE, DROPPED, KEPT
+from evoray.configuration import needs_variants
 from evoray.errors import UserError
 from evoray.export import no_op
 from evoray.export.card import Card, model_card
@@ -91,7 +91,7 @@ def _card(name: str, module: Format, source: ExportSource) -> Card:
         # Such a checkpoint is for other engines than the format by itself.
         return Card(name, (*warnings, *no_op.WARNINGS), no_op.LOADING, "")
     loading = getattr(module, "LOADING", "")
-    if any(level not in (BASE, DROPPED, KEPT) for level in source.configuration.values()):
+    if needs_variants(source.configuration):
         loading += getattr(module, "LOADING_COMPRESSED", "")
     return Card(name, warnings, loading, getattr(module, "LIBRARY", "transformers"))
 

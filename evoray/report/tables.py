@@ -11,13 +11,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from evoray.configuration import BASE, DROPPED, KEPT, Configuration
+from evoray.configuration import BASE, DROPPED, KEPT, Configuration, needs_variants
 from evoray.errors import UserError
 from evoray.report.allocation import place_of
 from evoray.run.budgets import SweepRecord
 from evoray.run.directory import BEST, IDENTITY
 from evoray.run.journal import Journal
-from evoray.run.named import configuration_of, needs_variants, read_best, resolve_sites
+from evoray.run.named import configuration_of, read_best, resolve_sites
 from evoray.sizes import human_bytes
 from evoray.space import Costs, configuration_costs
 from evoray.store import LayerEntry, Location, Manifest, VariantStore

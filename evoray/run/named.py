@@ -2,14 +2,14 @@
 
 Imports nothing heavy, so that `evoray inspect` answers at once.
 
-Holds: `configuration_of`, `needs_variants`, `resolve_sites`, `as_blocks`, `read_best`, `run_of`, `with_sources`.
+Holds: `configuration_of`, `resolve_sites`, `as_blocks`, `read_best`, `run_of`, `with_sources`.
 """
 
 import json
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from evoray.configuration import BASE, DROPPED, KEPT, Configuration, alias_of, parse_configuration
+from evoray.configuration import DROPPED, KEPT, Configuration, alias_of, needs_variants, parse_configuration
 from evoray.errors import UserError
 from evoray.run.budgets import refuse_sweep
 from evoray.run.directory import BEST
@@ -45,11 +45,6 @@ def configuration_of(place: str) -> Configuration:
         ) from None
     except UnicodeDecodeError:
         raise UserError(f"the configuration {place} is no text; give a file of `layer: level` lines") from None
-
-
-def needs_variants(configuration: Configuration) -> bool:
-    """Whether a configuration needs a store: it says more than what is dropped."""
-    return any(level not in (BASE, DROPPED, KEPT) for level in configuration.values())
 
 
 def resolve_sites(configuration: Configuration, droppable: Sequence[PricedDroppable]) -> Configuration:
